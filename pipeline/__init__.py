@@ -1,0 +1,1 @@
+"""The pipeline: from a labelled image set to measured files for a phone."""

@@ -1,0 +1,28 @@
+"""What every stage of one run shares."""
+
+from dataclasses import dataclass
+
+from pipeline.machine import versions
+from pipeline.settings import Device
+from pipeline.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Handed to each stage's `run`."""
+
+    store: Store
+    seed: int = 0
+    """Decides initial weights, data order and augmentation."""
+    device: Device = "auto"
+    """Where training happens; see `pipeline.training.pick_device`."""
+    threads: int = 0
+    """CPU threads for training; 0 is all cores."""
+
+    def training_facts(self) -> dict[str, str | int | None]:
+        """What decides a training's result beside its settings and its parents.
+
+        The number of threads is left out: it may change between two runs of the same experiment.
+        """
+        packages = versions("torch", "torchvision", "timm")
+        return {"seed": self.seed, "device": self.device, **packages}

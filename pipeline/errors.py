@@ -1,0 +1,81 @@
+"""Every error a user can meet, as one tree.
+
+::
+
+    PipelineError            what went wrong, where, and how to mend it; exit code 2
+    ├── ConfigError          a settings file or a --set that cannot be used
+    ├── DataError            an image set that cannot be used
+    ├── CheckpointError      a checkpoint that does not fit
+    ├── StoreError           a result folder that cannot be written or read
+    ├── ExportError          a network that a format cannot hold
+    └── UnavailableError     something this installation or machine lacks
+        ├── NotInstalledError     a package is missing; the message names the extra
+        └── CannotRunHereError    the machine itself lacks what is needed (a GPU, macOS)
+
+`require` is how an optional package is imported.
+"""
+
+import importlib
+from types import ModuleType
+
+
+class PipelineError(Exception):
+    """Base of all errors with a message meant for the user.
+
+    `message` says what is wrong and where; `remedy` says how to mend it.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        self.message = message
+        self.remedy = remedy
+        super().__init__(f"{message}\n{remedy}" if remedy else message)
+
+
+class ConfigError(PipelineError):
+    """A settings file or a `--set` that cannot be used."""
+
+
+class DataError(PipelineError):
+    """An image set that cannot be used."""
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint whose content does not fit the network or the data."""
+
+
+class StoreError(PipelineError):
+    """A result folder that cannot be written or read."""
+
+
+class ExportError(PipelineError):
+    """A network that a format cannot hold."""
+
+
+class UnavailableError(PipelineError):
+    """Something this installation or this machine lacks."""
+
+
+class NotInstalledError(UnavailableError):
+    """A package is missing."""
+
+
+class CannotRunHereError(UnavailableError):
+    """The machine itself lacks what is needed."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional `module`.
+
+    Raises `NotInstalledError`, naming the `extra` that brings it, when it is not installed
+    or when it is installed but cannot be loaded.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
+        what = (
+            f"`{module}` is not installed" if missing else f"`{module}` cannot be loaded: {error}"
+        )
+        raise NotInstalledError(
+            what, remedy=f'Install it with: .venv/bin/pip install -e ".[{extra}]"'
+        ) from error

@@ -1,0 +1,290 @@
+"""The frozen facts that pass between stages: paths and numbers, never tensors.
+
+``Dataset -> Checkpoint -> Quantized -> Artifact -> Measurement``, in that order. A record is
+stored as ``record.json`` beside the files that it names; those names are relative to its
+`folder`, which the store fills in, so that a store can be moved.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+"""Version of record.json and report.json. Raised when a field changes its meaning."""
+
+Precision = Literal["fp32", "fp16", "int8"]
+Role = Literal["teacher", "baseline", "student"]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, strict, and comparable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Result(Record):
+    """A record that the store keeps: it knows its key and the folder its files lie in."""
+
+    key: str = ""
+    """Store key; set by the store."""
+    folder: Path = Field(default=Path(), exclude=True)
+    """Where the files named by this record lie; set by the store, never written to disk."""
+    seconds: float = 0.0
+    """How long the work took when it was done; set by the store."""
+
+    @property
+    def identity(self) -> str:
+        """What a later stage's key says of this parent."""
+        return self.key
+
+
+class InputSpec(Record):
+    """The input contract, fixed once by the data stage; everything after it obeys.
+
+    An exported file takes uint8 images [batch, size, size, channels] as a phone has them and
+    computes ``(x / 255 - mean) / std`` itself.
+    """
+
+    size: int
+    """Height and width in pixels."""
+    channels: Literal[1, 3]
+    """1 is grey, 3 is RGB."""
+    mean: tuple[float, ...]
+    """Per channel, of values in 0..1, over the training split."""
+    std: tuple[float, ...]
+    """Per channel, of values in 0..1, over the training split."""
+    layout: Literal["NHWC"] = "NHWC"
+    dtype: Literal["uint8"] = "uint8"
+
+
+class Split(Record):
+    """One part of an image set.
+
+    `labels` is a .npy file of int64 [n]. The images are either `images`, a .npy file of uint8
+    [n, size, size, channels], or `files`, a text file with one image path a line (JSON strings),
+    to be decoded when they are needed.
+    """
+
+    n: int
+    labels: str
+    images: str | None = None
+    files: str | None = None
+
+
+class Dataset(Result):
+    """A checked image set with its input contract and its three splits."""
+
+    source: str
+    """Where it came from, in words."""
+    labels: tuple[str, ...]
+    """Class names, in the order of the logits."""
+    input: InputSpec
+    crop_fraction: float = 1.0
+    """Share of the centre square kept when an image file is decoded."""
+    train: Split
+    val: Split
+    test: Split
+    digest: str
+    """SHA-256 over classes, contract, labels and pixels (when streamed: the files' contents)."""
+    licence: str = "unknown"
+    """Terms of the images."""
+
+    @property
+    def line(self) -> str:
+        """In one line."""
+        spec = self.input
+        return (
+            f"{self.source}: {len(self.labels)} classes, {self.train.n:,} training, "
+            f"{self.val.n:,} validation and {self.test.n:,} test images, "
+            f"{spec.size} px {'grey' if spec.channels == 1 else 'RGB'}"
+        )
+
+    @property
+    def identity(self) -> str:
+        """The content: the same images under another folder name are the same parent."""
+        return self.digest
+
+
+class Epoch(Record):
+    """What one pass over the training split gave."""
+
+    epoch: int
+    loss: float
+    """Mean training loss."""
+    val_top1: float
+    """Top-1 on the validation split."""
+    seconds: float
+
+
+class Checkpoint(Result):
+    """A trained network: its architecture and its weights file (a state dict, float32)."""
+
+    role: Role
+    arch: str
+    width: float = 1.0
+    stem_stride: int | None = None
+    """Stride of the first convolution; None where the architecture decides."""
+    labels: tuple[str, ...]
+    input: InputSpec
+    weights: str = "weights.pt"
+    params: int
+    """Number of trained parameters."""
+    macs: int
+    """Multiply-adds of one image, convolutions and linear layers."""
+    device: str
+    """Where it was trained, e.g. "cpu" or "cuda (NVIDIA H100)"."""
+    precision: str = "fp32"
+    """Arithmetic of the forward pass in training."""
+    history: tuple[Epoch, ...] = ()
+
+    @property
+    def weights_path(self) -> Path:
+        """The weights file."""
+        return self.folder / self.weights
+
+    @property
+    def line(self) -> str:
+        """In one line."""
+        size = (
+            f"{self.arch} ×{self.width:g}, {self.params:,} parameters, {self.macs / 1e6:.1f} M MACs"
+        )
+        if not self.history:
+            return f"{size}, {self.device}"
+        last = self.history[-1]
+        return f"{size}: validation {last.val_top1:.2%} after {last.epoch} epochs on {self.device}"
+
+
+class Calibration(Record):
+    """How the ranges of the activations were found."""
+
+    method: str
+    images: int
+    """Number of training images seen."""
+
+
+class Quantized(Result):
+    """The student's ONNX graphs with explicit Q/DQ, before they are dressed for shipping."""
+
+    int8: str = "int8.onnx"
+    """uint8 activations with zero points and per-channel int8 weights: for CPU runtimes."""
+    int8_symmetric: str = "int8-symmetric.onnx"
+    """int8 activations and weights with zero point 0: for TensorRT."""
+    calibration: Calibration
+    operators: dict[str, int]
+    """How often each operator type stands in the graph that ONNX Runtime really runs for `int8`,
+    after its fusions. QLinear* and QGemm compute in integers."""
+
+    @property
+    def line(self) -> str:
+        """In one line."""
+        whole = sum(n for name, n in self.operators.items() if name.startswith("Q"))
+        return (
+            f"int8, ranges from {self.calibration.images} images; "
+            f"{whole} of {sum(self.operators.values())} operators run in integers"
+        )
+
+
+class Artifact(Result):
+    """One exported file (or folder) for one runtime, or the reason why there is none."""
+
+    format: str
+    precision: Precision
+    variant: str | None = None
+    file: str | None = None
+    """Relative to `folder`; a directory for formats that are one."""
+    bytes: int | None = None
+    sha256: str | None = None
+    """Of the file; of a directory, over its files' sorted names and contents."""
+    extras: tuple[str, ...] = ()
+    """Other files that belong to it, relative to `folder` (a build script, say)."""
+    skipped: str | None = None
+    """Why there is no file, in words; or what is missing of it."""
+
+    @property
+    def line(self) -> str:
+        """In one line."""
+        size = f"{self.title}: {self.bytes / 1e6:.2f} MB" if self.bytes else f"{self.title}: none"
+        return f"{size} ({self.skipped})" if self.skipped else size
+
+    @property
+    def path(self) -> Path:
+        """The file. Raises ValueError where there is none."""
+        if self.file is None:
+            raise ValueError(f"{self.title} has no file: {self.skipped}")
+        return self.folder / self.file
+
+    @property
+    def title(self) -> str:
+        """For people: "onnx int8 (symmetric)"."""
+        return f"{self.format} {self.precision}" + (f" ({self.variant})" if self.variant else "")
+
+
+class Accuracy(Record):
+    """Top-1 over a whole split with its 95 % Wilson interval."""
+
+    top1: float
+    top1_ci95: tuple[float, float]
+    n: int
+    evaluated_with: str
+    """Runtime and version, e.g. "onnxruntime 1.32.0"."""
+    predictions: str
+    """.npy file of float32 logits [n, classes], in the order of the test split."""
+
+
+class Parity(Record):
+    """How far an artifact's answers are from the float student's."""
+
+    reference: Role = "student"
+    max_abs_diff: float
+    """Largest difference of any logit."""
+    top1_agreement: float
+    """Share of images on which both name the same class."""
+    n: int
+
+
+class Latency(Record):
+    """Batch-1 latency in a fresh process. `samples` are not stored here; see `raw`."""
+
+    profile: str
+    threads: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    n: int
+    """Timed inferences."""
+    warmup: int
+    """Inferences before the first timed one."""
+    first_ms: float
+    """The very first inference."""
+    host: str
+    """The processor that was measured on."""
+    raw: str
+    """.npy file of int64 nanoseconds [n]."""
+
+
+class Measurement(Result):
+    """What was measured of one model or artifact, or why it was not."""
+
+    accuracy: Accuracy | None = None
+    parity: Parity | None = None
+    latency: Latency | None = None
+    load_ms: float | None = None
+    """From the file to a session that is ready, in a fresh process."""
+    peak_rss_bytes: int | None = None
+    """Largest resident memory of that process, runtime included."""
+    skipped: str | None = None
+    """Why it was not executed here."""
+
+    @property
+    def line(self) -> str:
+        """In one line."""
+        parts = []
+        if self.accuracy is not None:
+            parts.append(f"top-1 {self.accuracy.top1:.2%} of {self.accuracy.n:,} images")
+        if self.latency is not None:
+            parts.append(f"p50 {self.latency.p50_ms:.3f} ms")
+        return ", ".join(parts) or f"not executed here: {self.skipped}"
+
+
+Json = dict[str, Any]

@@ -1,0 +1,181 @@
+"""Where results are kept: content key -> folder, whole or not at all.
+
+A result is worked out in ``.partial/<stage>-<key>`` and renamed to ``<stage>/<key>`` when it is
+complete, with ``record.json`` beside its files. A process killed at any instant therefore leaves
+either the whole result or none. A lock a key (released by the operating system when its holder
+dies) lets two runs share one store: the second waits and then finds the result.
+"""
+
+import errno
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import StoreError
+from pipeline.records import SCHEMA, Result
+
+R = TypeVar("R", bound=Result)
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Whether a result was worked out now or had been there."""
+
+    stage: str
+    key: str
+    reused: bool
+
+
+def digest(facts: Any) -> str:
+    """Sixteen hexadecimal digits that stand for JSON-able `facts`; pydantic models are allowed."""
+    text = json.dumps(facts, sort_keys=True, default=_jsonable)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"not JSON-able: {type(value)}")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file; of a directory, over its files' sorted relative names and contents."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for part in sorted(p for p in path.rglob("*") if p.is_file()):
+        total.update(f"{part.relative_to(path).as_posix()}\0{file_sha256(part)}\n".encode())
+    return total.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a directory."""
+    return sum(size for _, size in _files(path)) if path.is_dir() else path.stat().st_size
+
+
+def _files(folder: Path) -> Iterator[tuple[str, int]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path.stat().st_size
+
+
+@contextmanager
+def writing(what: Path) -> Iterator[None]:
+    """Turn a full disk, a quota or a read-only folder into a `StoreError` that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise StoreError(
+                f"no space left while writing below {what}",
+                remedy="Free some space, or name another place with --store; "
+                "then run again: finished stages are kept.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise StoreError(
+                f"may not write to {error.filename or what}",
+                remedy="Make the folder writable, or name another one with --store.",
+            ) from error
+        raise
+
+
+class Store:
+    """A folder of results. Every stage goes through `get`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.outcomes: list[Outcome] = []
+        """What `get` did so far, in order."""
+
+    def get(
+        self,
+        kind: type[R],
+        stage: str,
+        work: Callable[[Path], R],
+        *,
+        version: int,
+        settings: object,
+        parents: Sequence[Result] = (),
+        facts: Mapping[str, Any] | None = None,
+    ) -> R:
+        """The result of `work`, from the store if it is there.
+
+        The key covers `stage`, `version` (raise it when the stage's code changes its results),
+        `settings`, the identity of the `parents`, and `facts` (library versions and the like).
+        `work` gets an empty folder for its files and returns the record.
+
+        Raises `StoreError` when the folder cannot be written; whatever `work` raises passes
+        through, and nothing is left behind.
+        """
+        key = digest(
+            {
+                "schema": SCHEMA,
+                "stage": stage,
+                "version": version,
+                "settings": settings,
+                "parents": [parent.identity for parent in parents],
+                "facts": dict(facts or {}),
+            }
+        )
+        home = self.root / stage / key
+        with writing(self.root):
+            (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / ".locks" / f"{stage}-{key}"):
+                found = self.load(kind, home)
+                reused = found is not None
+                record = found if found is not None else self._make(home, stage, key, work)
+        self.outcomes.append(Outcome(stage=stage, key=key, reused=reused))
+        return record
+
+    def _make(self, home: Path, stage: str, key: str, work: Callable[[Path], R]) -> R:
+        partial = self.root / ".partial" / f"{stage}-{key}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            since = time.perf_counter()
+            record = work(partial)
+            seconds = time.perf_counter() - since
+            record = record.model_copy(update={"key": key, "folder": home, "seconds": seconds})
+            body = {
+                "schema": SCHEMA,
+                "record": record.model_dump(mode="json"),
+                "files": dict(_files(partial)),
+            }
+            (partial / "record.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
+            if home.exists():  # damaged, or written by another version: `load` refused it
+                shutil.rmtree(home)
+            home.parent.mkdir(parents=True, exist_ok=True)
+            partial.rename(home)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return record
+
+    @staticmethod
+    def load(kind: type[R], home: Path) -> R | None:
+        """The record in `home`, or None where there is none that is whole.
+
+        A result is whole when every file it was written with is there at its full size.
+        """
+        try:
+            body = json.loads((home / "record.json").read_text(encoding="utf-8"))
+            whole = body["schema"] == SCHEMA and all(
+                (home / name).stat().st_size == size for name, size in body["files"].items()
+            )
+            record = kind.model_validate(body["record"]) if whole else None
+        except (FileNotFoundError, NotADirectoryError, KeyError, ValueError, ValidationError):
+            return None
+        return record.model_copy(update={"folder": home}) if record else None
