@@ -1,0 +1,1 @@
+"""The stages, one file each: a frozen class of settings with one `run`."""

@@ -1,0 +1,77 @@
+"""The teacher: trained here, or the user's own checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.context import Context
+from pipeline.errors import CheckpointError
+from pipeline.records import Checkpoint, Dataset
+from pipeline.settings import Recipe, Settings
+from pipeline.store import file_sha256
+
+
+class Teach(Settings):
+    """The table [teach]."""
+
+    arch: str = "resnet20_cifar"
+    """`resnet<6n+2>_cifar` for small images, or any torchvision or timm classifier by name."""
+    width: float = 1.0
+    """Width multiplier of a CIFAR-style ResNet."""
+    checkpoint: Path | None = None
+    """Weights of `arch`, trained elsewhere on the same classes in the same order: a state dict
+    (.pt, .pth or .safetensors). Training is skipped."""
+    recipe: Recipe = Recipe()
+    """How it is trained."""
+
+    def run(self, context: Context, dataset: Dataset) -> Checkpoint:
+        """The teacher's checkpoint.
+
+        Raises `CheckpointError` where the given weights are missing, unreadable or do not fit.
+        """
+        if self.checkpoint is not None:
+            return self._given(context, dataset, self.checkpoint)
+
+        def work(folder: Path) -> Checkpoint:
+            from pipeline import training
+            from pipeline.losses import cross_entropy
+
+            smoothing = self.recipe.label_smoothing
+            job = training.Job(role="teacher", arch=self.arch, width=self.width, recipe=self.recipe)
+            return training.train(
+                job, dataset, context, folder, lambda _, z, y: cross_entropy(z, y, smoothing)
+            )
+
+        return context.store.get(
+            Checkpoint,
+            "teach",
+            work,
+            version=1,
+            settings=self,
+            parents=[dataset],
+            facts=context.training_facts(),
+        )
+
+    def _given(self, context: Context, dataset: Dataset, path: Path) -> Checkpoint:
+        if not path.is_file():
+            raise CheckpointError(
+                f"teach.checkpoint: there is no file {path}", remedy="Check the path."
+            )
+
+        def work(folder: Path) -> Checkpoint:
+            import torch
+
+            from pipeline import training
+            from pipeline.checkpoints import fit_weights, read_weights
+
+            job = training.Job(role="teacher", arch=self.arch, width=self.width, recipe=self.recipe)
+            network = job.network(dataset)
+            fit_weights(network, read_weights(path), path, self.arch)
+            torch.save(network.state_dict(), folder / "weights.pt")
+            return training.describe(job, network, dataset, "trained elsewhere")
+
+        settings = {"arch": self.arch, "width": self.width}
+        facts = {"sha256": file_sha256(path)}
+        return context.store.get(
+            Checkpoint, "teach", work, version=1, settings=settings, parents=[dataset], facts=facts
+        )
