@@ -1,0 +1,159 @@
+"""ONNX: the float graph of the student, and the int8 graphs of the quantize stage, for shipping.
+
+The graph takes uint8 NHWC images and gives float32 logits; labels, input contract and run key are
+in its metadata_props. `write_float_graph` is also what the quantize stage starts from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from exporters import Exported, Variant
+from pipeline import settings
+from pipeline.errors import ExportError
+from pipeline.machine import package_version
+from pipeline.records import Checkpoint, Quantized, Result
+from runtime import Availability
+
+VERSION = 1
+PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript")
+EXTRA = None
+EXECUTED = ""
+INPUT = "image"
+OUTPUT = "logits"
+
+
+class Settings(settings.Settings):
+    """The table [export.onnx]."""
+
+    opset: int = Field(default=18, ge=18, le=23)
+    """Version of the ONNX operator set."""
+    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    """Which files to write; int8 needs the quantize stage."""
+
+
+def availability() -> Availability:
+    """Plain dependencies: always there."""
+    return Availability(True, f"onnx {package_version('onnx')}")
+
+
+def variants(settings: Settings) -> Sequence[Variant]:
+    """fp32 from the student; int8 and its symmetric form from the quantize stage."""
+    offered = (
+        Variant("fp32"),
+        Variant("int8", source="quantized"),
+        Variant("int8", "symmetric", source="quantized"),
+    )
+    return [variant for variant in offered if variant.precision in settings.precisions]
+
+
+def export(source: Result, variant: Variant, settings: Settings, folder: Path) -> Exported:
+    """Write ``model.onnx``. Raises `ExportError` where the network cannot be written as ONNX."""
+    import onnx
+
+    path = folder / "model.onnx"
+    if isinstance(source, Checkpoint):
+        write_float_graph(source, path, settings.opset)
+        return Exported(path.name)
+    if not isinstance(source, Quantized):
+        raise TypeError(f"ONNX is made from a Checkpoint or a Quantized, not {type(source)}")
+    graph = source.int8_symmetric if variant.variant == "symmetric" else source.int8
+    model = onnx.load(source.folder / graph)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return Exported(path.name)
+
+
+def write_float_graph(checkpoint: Checkpoint, path: Path, opset: int = 18) -> None:
+    """Write the float32 graph of `checkpoint` with BatchNorm folded and a free batch dimension.
+
+    Raises `ExportError` naming the operator or layer that ONNX cannot hold.
+    """
+    import onnx
+    import torch
+
+    import models
+
+    classifier = models.load(checkpoint)
+    spec = checkpoint.input
+    image = torch.zeros(2, spec.size, spec.size, spec.channels, dtype=torch.uint8)
+    with quiet():
+        try:
+            program = torch.onnx.export(
+                classifier,
+                (image,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+        except Exception as error:  # the exporter has no public base class for its errors
+            raise ExportError(
+                f"{checkpoint.arch} cannot be written as ONNX: {_first_line(error)}",
+                remedy="Choose another network, or another opset with export.onnx.opset.",
+            ) from error
+    assert program is not None
+    model = program.model_proto
+    _strip_traces(model)
+    describe(model, checkpoint)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def describe(model: object, checkpoint: Checkpoint) -> None:
+    """Write labels, input contract and run key into `model`'s metadata_props."""
+    import onnx
+
+    assert isinstance(model, onnx.ModelProto)
+    onnx.helper.set_model_props(
+        model,
+        {
+            "labels": json.dumps(checkpoint.labels, ensure_ascii=False),
+            "input": checkpoint.input.model_dump_json(),
+            "student": checkpoint.key,
+            "arch": checkpoint.arch,
+        },
+    )
+    model.producer_name, model.producer_version = "pocket-distillery", ""
+
+
+def _strip_traces(model: object) -> None:
+    """Drop the exporter's stack traces: they name the builder's folders and change the bytes."""
+    import onnx
+
+    assert isinstance(model, onnx.ModelProto)
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for tensor in graph.initializer:
+        del tensor.metadata_props[:]
+        tensor.doc_string = ""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the exporter's chatter; errors still come through as exceptions."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

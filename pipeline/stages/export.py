@@ -1,0 +1,148 @@
+"""Exporting: an artifact for each file that the chosen formats offer, or the reason for none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ConfigDict, ValidationError, model_validator
+
+import exporters
+from exporters import Exporter, Variant
+from pipeline.context import Context
+from pipeline.errors import ConfigError, UnavailableError
+from pipeline.machine import versions
+from pipeline.progress import console
+from pipeline.records import Artifact, Checkpoint, Quantized, Result
+from pipeline.settings import Settings, explain
+from pipeline.store import file_sha256, size_of
+
+FIRST = "onnx"
+"""Made before all others: some of them start from its files."""
+
+
+class Export(Settings):
+    """The table [export]; each format's own keys are in the table [export.<format>]."""
+
+    model_config = ConfigDict(extra="allow")
+
+    formats: tuple[str, ...] = ("onnx", "coreml", "tensorrt", "tensorrt_rtx")
+    """Names of the modules in exporters/; onnx is always among them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_tables(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        known = exporters.names()
+        checked = dict(values)
+        for name, table in values.items():
+            if name != "formats":
+                checked[name] = _format_settings(name, table)
+        for name in values.get("formats", ()):
+            if name not in known:
+                raise ConfigError(
+                    f"export.formats: no format is called `{name}`",
+                    remedy=f"There are: {', '.join(known)}.",
+                )
+        return checked
+
+    @model_validator(mode="after")
+    def _has_onnx(self) -> Self:
+        if FIRST not in self.formats:
+            raise ValueError(f"`{FIRST}` must be among the formats: it is what is measured")
+        return self
+
+    def settings_of(self, name: str) -> Settings:
+        """The keys of [export.<name>], or their defaults."""
+        return (self.model_extra or {}).get(name) or exporters.load(name).Settings()
+
+    def run(
+        self, context: Context, student: Checkpoint, quantized: Quantized | None
+    ) -> list[Artifact]:
+        """Every file of every format, in a fixed order."""
+        sources: dict[str, Result] = {"checkpoint": student}
+        if quantized is not None:
+            sources["quantized"] = quantized
+        artifacts: list[Artifact] = []
+        for name in sorted(self.formats, key=lambda name: name != FIRST):
+            settings = self.settings_of(name)
+            for variant in exporters.load(name).variants(settings):
+                artifact = self._one(context, name, variant, settings, sources)
+                artifacts.append(artifact)
+                if artifact.file is not None:
+                    sources[artifact.title] = artifact
+        return artifacts
+
+    def _one(
+        self,
+        context: Context,
+        name: str,
+        variant: Variant,
+        settings: Settings,
+        sources: Mapping[str, Result],
+    ) -> Artifact:
+        exporter = exporters.load(name)
+        blank = Artifact(format=name, precision=variant.precision, variant=variant.variant)
+        if variant.source not in sources:
+            why = "quantize.enabled is false" if "quantized" not in sources else "it was not made"
+            return blank.model_copy(update={"skipped": f"needs {variant.source}, and {why}"})
+        available = exporter.availability()
+        if not available.ok:
+            why = f"{available.detail}. {available.remedy}".strip()
+            return blank.model_copy(update={"skipped": why})
+        source = sources[variant.source]
+        facts = {
+            "variant": variant._asdict(),
+            "version": exporter.VERSION,
+            "available": available.detail,
+            **versions(*exporter.PACKAGES),
+        }
+        try:
+            return context.store.get(
+                Artifact,
+                f"export-{name}",
+                lambda folder: _make(exporter, blank, source, variant, settings, folder),
+                version=1,
+                settings=settings,
+                parents=[source],
+                facts=facts,
+            )
+        except UnavailableError as error:
+            console.print(f"[yellow]{blank.title}: {error.message}[/]")
+            return blank.model_copy(update={"skipped": f"{error.message}. {error.remedy}".strip()})
+
+
+def _format_settings(name: str, table: Any) -> Settings:
+    if name not in exporters.names():
+        raise ConfigError(
+            f"export.{name}: unknown key or format",
+            remedy=f"Keys: formats; formats: {', '.join(exporters.names())}.",
+        )
+    kind = exporters.load(name).Settings
+    if isinstance(table, Settings):
+        return table
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(explain(error, kind, ("export", name))) from error
+
+
+def _make(
+    exporter: Exporter,
+    blank: Artifact,
+    source: Result,
+    variant: Variant,
+    settings: Settings,
+    folder: Path,
+) -> Artifact:
+    made = exporter.export(source, variant, settings, folder)
+    path = folder / made.file
+    return blank.model_copy(
+        update={
+            "file": made.file,
+            "extras": made.extras,
+            "skipped": made.skipped,
+            "bytes": size_of(path),
+            "sha256": file_sha256(path),
+        }
+    )

@@ -1,0 +1,209 @@
+"""Measuring: every file on the whole test set, and its latency in a fresh process.
+
+The test split is touched here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import field_validator
+
+import runtime
+from benchmarks import latency, profiles, stats
+from pipeline.context import Context
+from pipeline.images import Images, open_split
+from pipeline.machine import cores, cpu_name, versions
+from pipeline.progress import track
+from pipeline.records import (
+    Accuracy,
+    Artifact,
+    Checkpoint,
+    Dataset,
+    Latency,
+    Measurement,
+    Parity,
+)
+from pipeline.settings import Settings
+
+Logits = NDArray[np.float32]
+BATCH = 256
+TIMED_IMAGES = 64
+"""Test images that the timed inferences go round in."""
+EAGER = "pytorch"
+
+
+class Measured(NamedTuple):
+    """Everything that was measured, beside what it was measured of."""
+
+    models: list[tuple[Checkpoint, Measurement]]
+    artifacts: list[tuple[Artifact, Measurement]]
+
+    @property
+    def lines(self) -> list[str]:
+        """One line a model and a file."""
+        models = [f"{checkpoint.role}: {found.line}" for checkpoint, found in self.models]
+        return models + [f"{artifact.title}: {found.line}" for artifact, found in self.artifacts]
+
+
+class Measure(Settings):
+    """The table [measure]."""
+
+    profile: str = "phone-1t"
+    """How latency is taken: a table of benchmarks/profiles.toml."""
+    teacher_latency: bool = True
+    """Also time the teacher and the baseline in PyTorch, not only the student."""
+
+    @field_validator("profile")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        profiles.read(name)
+        return name
+
+    def run(
+        self,
+        context: Context,
+        checkpoints: Sequence[Checkpoint],
+        artifacts: Sequence[Artifact],
+        dataset: Dataset,
+    ) -> Measured:
+        """Measure every model and every file; the student must be among the `checkpoints`."""
+        models = [(each, self._model(context, each, dataset)) for each in checkpoints]
+        student = next(found for each, found in models if each.role == "student")
+        files = [(each, self._artifact(context, each, student, dataset)) for each in artifacts]
+        return Measured(models, files)
+
+    def _model(self, context: Context, checkpoint: Checkpoint, dataset: Dataset) -> Measurement:
+        """Accuracy of a checkpoint, on the training device, and its latency in PyTorch eager."""
+
+        def work(folder: Path) -> Measurement:
+            logits, name = _eager_logits(context, checkpoint, dataset)
+            test = open_split(dataset, "test")
+            timed = checkpoint.role == "student" or self.teacher_latency
+            timing = self._timing(EAGER, checkpoint.folder, test, folder) if timed else {}
+            return Measurement(accuracy=_accuracy(logits, test, name, folder), **timing)
+
+        return self._get(context, work, [checkpoint, dataset], timed=checkpoint.role)
+
+    def _artifact(
+        self, context: Context, artifact: Artifact, student: Measurement, dataset: Dataset
+    ) -> Measurement:
+        """Accuracy, parity with the `student`'s answers and latency of an exported file.
+
+        Where nothing here can execute it, the measurement says why.
+        """
+        name = runtime.for_format(artifact.format)
+        if artifact.file is None or name is None:
+            return Measurement(skipped=artifact.skipped or _unexecuted(artifact.format))
+
+        def work(folder: Path) -> Measurement:
+            test = open_split(dataset, "test")
+            session = runtime.load(name).open(artifact.path, context.threads or cores())
+            starts = range(0, len(test), BATCH)
+            parts = [
+                session.run(test[slice(start, start + BATCH)])
+                for start in track(starts, artifact.title, len(starts))
+            ]
+            logits = np.concatenate(parts)
+            return Measurement(
+                accuracy=_accuracy(logits, test, session.name, folder),
+                parity=_parity(logits, answers(student)),
+                **self._timing(name, artifact.path, test, folder),
+            )
+
+        return self._get(context, work, [artifact, dataset, student], timed="artifact")
+
+    def _get(
+        self,
+        context: Context,
+        work: Callable[[Path], Measurement],
+        parents: list[Artifact | Checkpoint | Dataset | Measurement],
+        timed: str,
+    ) -> Measurement:
+        facts = {
+            "host": cpu_name(),
+            "profile": profiles.read(self.profile).model_dump(),
+            "timed": timed,
+            **versions("onnxruntime", "torch"),
+        }
+        return context.store.get(
+            Measurement,
+            "measure",
+            work,
+            version=1,
+            settings=self,
+            parents=parents,
+            facts=facts,
+        )
+
+    def _timing(self, name: str, path: Path, test: Images, folder: Path) -> dict[str, Any]:
+        profile = profiles.read(self.profile)
+        found = latency.measure(name, path.resolve(), test[slice(0, TIMED_IMAGES)], profile)
+        samples = np.array(found.samples_ns, np.int64)
+        np.save(folder / "latency.npy", samples)
+        p50, p90, p99 = stats.percentiles(samples)
+        taken = Latency(
+            profile=self.profile,
+            threads=profile.threads,
+            p50_ms=p50,
+            p90_ms=p90,
+            p99_ms=p99,
+            n=len(samples),
+            warmup=profile.warmup,
+            first_ms=found.first_ms,
+            host=found.host,
+            raw="latency.npy",
+        )
+        return {
+            "latency": taken,
+            "load_ms": found.load_ms,
+            "peak_rss_bytes": found.peak_rss_bytes,
+        }
+
+
+def answers(measurement: Measurement) -> Logits:
+    """The logits [n, classes] that a measurement kept."""
+    assert measurement.accuracy is not None
+    return np.load(measurement.folder / measurement.accuracy.predictions)
+
+
+def _eager_logits(context: Context, checkpoint: Checkpoint, dataset: Dataset) -> tuple[Logits, str]:
+    import torch
+
+    import models
+    from pipeline import training
+
+    device = training.prepare(context)
+    model = models.load(checkpoint).to(device).to(memory_format=torch.channels_last)
+    logits = training.predict(model, open_split(dataset, "test"), device)
+    return logits, f"pytorch {torch.__version__} on {training.where(device)}"
+
+
+def _accuracy(logits: Logits, test: Images, name: str, folder: Path) -> Accuracy:
+    np.save(folder / "predictions.npy", logits)
+    right = int((logits.argmax(1) == test.labels).sum())
+    return Accuracy(
+        top1=right / len(test),
+        top1_ci95=stats.wilson(right, len(test)),
+        n=len(test),
+        evaluated_with=name,
+        predictions="predictions.npy",
+    )
+
+
+def _parity(logits: Logits, reference: Logits) -> Parity:
+    return Parity(
+        max_abs_diff=float(np.abs(logits - reference).max()),
+        top1_agreement=float((logits.argmax(1) == reference.argmax(1)).mean()),
+        n=len(logits),
+    )
+
+
+def _unexecuted(artifact_format: str) -> str:
+    import exporters
+
+    return exporters.load(artifact_format).EXECUTED
