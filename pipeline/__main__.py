@@ -1,0 +1,141 @@
+"""The command line: run, show, report, compare, doctor."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from pipeline.errors import PipelineError, StoreError
+from pipeline.progress import console, make_console
+
+RUNS = Path("runs")
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="From a labelled image set to measured classifier files for a phone.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+_state = {"debug": False}
+
+
+@app.callback()
+def _options(debug: Debug = False) -> None:
+    _state["debug"] = debug
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="Settings, e.g. pipeline/configs/quick.toml.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+    ] = None,
+    runs: Runs = RUNS,
+    store: Annotated[
+        Path | None, typer.Option(help="Where results are kept; runs/.store by default.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Run the whole pipeline; what is there already is not done again."""
+    _state["debug"] |= debug
+    from pipeline import config as settings
+    from pipeline import flow, summary, tables
+    from pipeline.store import Store
+
+    read = settings.read(config, set_ or [])
+    folder = flow.run(read, Store(store or runs / ".store"), runs, _command())
+    typer.echo()
+    _print(tables.show(summary.read(folder)))
+    typer.echo(f"Report: {folder / 'report.html'}    Files to ship: {folder / 'bundle'}")
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")], runs: Runs = RUNS
+) -> None:
+    """Print a run's table."""
+    from pipeline import summary, tables
+
+    _print(tables.show(summary.read(_folder(run, runs))))
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")], runs: Runs = RUNS
+) -> None:
+    """Make a run's pages anew from its report.json."""
+    from pipeline import summary
+    from pipeline.stages import report as pages
+
+    folder = _folder(run, runs)
+    pages.write(summary.read(folder), folder)
+    typer.echo(f"Report: {folder / 'report.html'}, {folder / 'report.md'}")
+
+
+@app.command()
+def compare(
+    run: Annotated[list[str], typer.Argument(help="Two or more runs, names or folders.")],
+    across_hosts: Annotated[
+        bool, typer.Option(help="Compare latencies even if hosts or profiles differ.")
+    ] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Print the differences in accuracy, latency and size between runs."""
+    from pipeline import summary, tables
+
+    if len(run) < 2:
+        raise StoreError("compare needs two runs at least", "Name the runs to compare.")
+    reports = [summary.read(_folder(name, runs)) for name in run]
+    _print(tables.compare(reports, across_hosts=across_hosts))
+
+
+@app.command()
+def doctor() -> None:
+    """Say for every format, runtime and device whether it works here, and if not, why."""
+    from pipeline.doctor import examine
+
+    _print(examine())
+
+
+def _folder(run: str, runs: Path) -> Path:
+    """A run by its name below `runs`, or by its path."""
+    return runs / run if (runs / run).exists() or not Path(run).exists() else Path(run)
+
+
+def _print(what: object) -> None:
+    make_console(stderr=False).print(what)
+
+
+def _command() -> str:
+    return " ".join(["python -m pipeline", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Turn errors into a message and an exit code: 2 for bad input, 130 for an interruption."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app(prog_name="python -m pipeline", standalone_mode=True)
+    except PipelineError as error:
+        if _state["debug"]:
+            raise
+        console.print(f"[bold red]Error:[/] {escape(error.message)}", highlight=False)
+        if error.remedy:
+            console.print(escape(error.remedy), highlight=False)
+        raise SystemExit(EXIT_BAD_INPUT) from None
+    except KeyboardInterrupt:
+        console.print("\nStopped. Run the same command again to go on where it was.")
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()

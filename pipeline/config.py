@@ -1,0 +1,93 @@
+"""One run is one TOML file: read, overridden with --set, and checked before anything is done."""
+
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from pipeline.errors import ConfigError
+from pipeline.settings import Device, Settings, Student, explain
+from pipeline.stages.baseline import Baseline
+from pipeline.stages.data import Data
+from pipeline.stages.distill import Distill
+from pipeline.stages.export import Export
+from pipeline.stages.measure import Measure
+from pipeline.stages.quantize import Quantize
+from pipeline.stages.teach import Teach
+
+
+class Config(Settings):
+    """A whole run. Adding a stage is one field here and one line in `pipeline.flow`."""
+
+    name: str = Field(min_length=1)
+    """Name of the run: results lie in runs/<name>. Letters, digits, dot, dash and underscore."""
+    seed: int = Field(default=0, ge=0)
+    """Decides initial weights, data order and augmentation."""
+    device: Device = "auto"
+    """Where training happens; `auto` is CUDA, else Apple's MPS, else the CPU."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads for training and evaluation; 0 is all cores. Latency has its own: [measure]."""
+    data: Data
+    teach: Teach = Teach()
+    student: Student = Student()
+    baseline: Baseline = Baseline()
+    distill: Distill = Distill()
+    quantize: Quantize = Quantize()
+    export: Export = Export()
+    measure: Measure = Measure()
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+            raise ValueError("may hold letters, digits, dot, dash and underscore only")
+        return name
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The settings in `path` with `overrides` ("distill.temperature=2") put over them.
+
+    Raises `ConfigError` naming every key that is unknown, mistyped or out of range.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        shipped = ", ".join(sorted(str(p) for p in Path(__file__).parent.glob("configs/*.toml")))
+        raise ConfigError(f"there is no file {path}", remedy=f"Shipped: {shipped}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _put(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}:\n{explain(error, Config)}") from error
+
+
+def _put(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(
+            f"--set {override}: not of the form key=value",
+            remedy="For example: --set distill.temperature=2",
+        )
+    table = values
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: `{part}` is not a table")
+    table[parts[-1]] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """TOML's reading of `text`; a plain string where it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
