@@ -31,8 +31,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} needs the package safetensors", remedy="pip install safetensors"
         ) from error
     except Exception as error:  # torch.load raises whatever its unpickler met
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"cannot read the weights in {path}: {str(error).splitlines()[0]}",
+            f"cannot read the weights in {path}: {reason}",
             remedy="Save a plain state dict: torch.save(network.state_dict(), path).",
         ) from error
     for key in WRAPPERS:
