@@ -1,0 +1,102 @@
+"""The few statistics that the reports rest on, each with its source.
+
+An accuracy is a proportion of counted images, so its interval is one of a proportion; two models
+scored on the same images are paired, and the pairing is what makes a small gain visible.
+Proportions and differences are fractions (0.01 is one percentage point); times go in as
+nanoseconds and come out as milliseconds.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+from operator import index
+from statistics import NormalDist
+from typing import SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import binomtest
+
+Interval = tuple[float, float]
+Z95 = NormalDist().inv_cdf(0.975)
+"""Half-width of a 95 % interval in standard errors."""
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How much better B is than A in top-1, over the same images."""
+
+    difference: float
+    """Top-1 of B minus top-1 of A, in -1..1."""
+    ci95: Interval
+    """95 % interval of the difference."""
+    mcnemar_p: float
+    """Exact two-sided McNemar p: the chance of discordant images split this unevenly, or more, if
+    A and B were equally good."""
+    n: int
+    """Images."""
+
+
+def wilson(successes: SupportsIndex, n: SupportsIndex) -> Interval:
+    """95 % interval of the proportion `successes` / `n` (Wilson 1927, the score interval).
+
+    Raises ValueError when `n` is 0 or `successes` is not in 0..n.
+    """
+    k, count = index(successes), index(n)
+    if count < 1:
+        raise ValueError("a proportion of no images has no interval")
+    interval = binomtest(k, count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike) -> PairedDifference:
+    """Top-1 of B minus top-1 of A, where both say per image (same order) whether it was right.
+
+    The interval is Wald's after adding one to both discordant counts (Bonett & Price 2012, J.
+    Educ. Behav. Stat. 37:479; among those recommended by Fagerland, Lydersen & Laake 2014, Stat.
+    Med. 33:2850): closed form, and still of positive width where A and B never disagree. The p
+    is McNemar's (1947), exact: a binomial test on the images that only one of them got right.
+
+    Raises ValueError when the two differ in length or are empty.
+    """
+    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"not the same images: shapes {a.shape} and {b.shape}")
+    if a.size == 0:
+        raise ValueError("no images to compare on")
+    only_a, only_b = int(np.count_nonzero(a & ~b)), int(np.count_nonzero(b & ~a))
+    n = int(a.size)
+    up, down = (only_b + 1) / (n + 2), (only_a + 1) / (n + 2)
+    centre, half = up - down, Z95 * sqrt((up + down - (up - down) ** 2) / (n + 2))
+    discordant = only_a + only_b
+    return PairedDifference(
+        difference=(only_b - only_a) / n,
+        ci95=(max(-1.0, centre - half), min(1.0, centre + half)),
+        mcnemar_p=float(binomtest(only_b, discordant).pvalue) if discordant else 1.0,
+        n=n,
+    )
+
+
+def unpaired_interval(top1_a: float, n_a: int, top1_b: float, n_b: int) -> Interval:
+    """95 % interval of B minus A over different images (Newcombe 1998, Stat. Med. 17:873, no. 10).
+
+    It squares and adds the distances to the two Wilson limits. Raises ValueError when a count is 0.
+    """
+    low_a, high_a = wilson(round(top1_a * n_a), n_a)
+    low_b, high_b = wilson(round(top1_b * n_b), n_b)
+    difference = top1_b - top1_a
+    below = sqrt((top1_b - low_b) ** 2 + (high_a - top1_a) ** 2)
+    above = sqrt((high_b - top1_b) ** 2 + (top1_a - low_a) ** 2)
+    return difference - below, difference + above
+
+
+def percentiles(samples_ns: ArrayLike) -> tuple[float, float, float]:
+    """The 50th, 90th and 99th percentile in milliseconds of durations in nanoseconds.
+
+    Linear between order statistics (type 7 of Hyndman & Fan 1996). Nothing is clipped: tails are
+    part of what a user waits for. Raises ValueError when there are no samples.
+    """
+    samples = np.asarray(samples_ns, dtype=np.float64)
+    if samples.size == 0:
+        raise ValueError("no samples")
+    p50, p90, p99 = np.percentile(samples, (50, 90, 99)) / 1e6
+    return float(p50), float(p90), float(p99)

@@ -1,0 +1,265 @@
+"""The pages: what they say, that they stand alone, and that user input cannot break them."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from plotly.offline import get_plotlyjs
+
+from pipeline import summary
+from pipeline.errors import StoreError
+from pipeline.records import Measurement
+from pipeline.stages import report as pages
+from tests.test_summary import HOST, SmallRun, usual_run
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def run(tmp_path):
+    return usual_run(tmp_path / "records")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return usual_run(tmp_path_factory.mktemp("records")).report()
+
+
+@pytest.fixture(scope="module")
+def whole_page(report):
+    return pages.to_html(report)
+
+
+@pytest.fixture(scope="module")
+def page(whole_page):
+    """Without plotly's own code."""
+    return whole_page.replace(get_plotlyjs(), "")
+
+
+def test_three_files_are_written_and_nothing_else(report, tmp_path):
+    pages.write(report, tmp_path / "runs" / "quick")
+    names = sorted(path.name for path in (tmp_path / "runs" / "quick").iterdir())
+    assert names == ["report.html", "report.json", "report.md"]
+    assert summary.read(tmp_path / "runs" / "quick") == report
+
+
+def test_a_failed_write_leaves_the_old_report_and_no_rubbish(report, tmp_path):
+    pages.write(report, tmp_path)
+    before = (tmp_path / "report.json").read_text()
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "report.html").mkdir()  # a file cannot be renamed over a folder
+    with pytest.raises(OSError):
+        pages.write(report.model_copy(update={"run": "other"}), tmp_path)
+    assert (tmp_path / "report.json").read_text() == before
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+
+
+def test_a_file_in_place_of_the_folder_is_named(report, tmp_path):
+    (tmp_path / "quick").write_text("")
+    with pytest.raises(StoreError, match="is a file, not a folder"):
+        pages.write(report, tmp_path / "quick")
+
+
+def test_pages_are_functions_of_the_report(report, whole_page):
+    assert pages.to_html(report) == whole_page
+    assert pages.to_markdown(report) == pages.to_markdown(report)
+
+
+def test_the_page_needs_no_network(page):
+    assert not re.findall(r"""(?:src|href|action|data)\s*=\s*["']?[a-z]*:?//""", page)
+    assert not re.findall(r"@import|url\(|<link|<img|<iframe", page)
+
+
+def test_plotly_is_inlined_whole(whole_page):
+    assert whole_page.count(get_plotlyjs()) == 1
+
+
+def minimal_report(**more):
+    body = {
+        "schema": 1,
+        **{"run": "r", "date": "d", "command": "c", "labels": ["a"]},
+        **{"seconds": {}, "environment": {}, "settings": {}, "models": [], "artifacts": []},
+        "input": {"size": 8, "channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3},
+        "dataset": {
+            **{"source": "s", "licence": "l", "digest": "x", "test_digest": "y"},
+            **{"train": 1, "val": 1, "test": 1},
+        },
+    }
+    latency = {"profile": "p", "threads": 1, "host": "h", "n": 1, "warmup": 1, "first_ms": 1.0}
+    latency |= {"p50_ms": 1.0, "p90_ms": 1.0, "p99_ms": 1.0}
+    row = {"key": "k", "format": "onnx", "precision": "fp32", "path": "bundle/a.onnx"}
+    body["artifacts"] = [row | {"top1": 0.5, "top1_ci95": [0.1, 0.9], "n": 1, "latency": latency}]
+    return summary.Report.model_validate_json(json.dumps(body | more))
+
+
+def test_a_report_of_next_to_nothing_still_renders(tmp_path):
+    for report in (minimal_report(), minimal_report(artifacts=[])):
+        assert "The student was not measured." in pages.to_html(report)
+        assert "The student was not measured." in pages.to_markdown(report)
+
+
+def test_a_run_without_baseline_says_so(run):
+    report = run.report(gain=None)
+    report = report.model_copy(update={"models": (report.models[0], report.models[2])})
+    page = pages.to_html(report)
+    assert "The student reaches a top-1 of 91.67" in page
+    assert "no baseline to compare it with" in page
+
+
+def test_user_input_is_escaped(tmp_path):
+    run = usual_run(tmp_path / "records", labels=("boot", EVIL, "a|b"))
+    run.dataset = run.dataset.model_copy(update={"source": f"{EVIL} from disk"})
+    report = run.report(run=EVIL, command=f"python -m pipeline run {EVIL}", settings={EVIL: EVIL})
+    page = pages.to_html(report)
+    assert EVIL not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 6
+    markdown = pages.to_markdown(report.model_copy(update={"run": "a|b <b>`x`"}))
+    assert markdown.splitlines()[0] == r"## a\|b \<b\>\`x\`"
+
+
+def test_markup_in_a_variant_stays_text_in_the_figure(run):
+    run.add_artifact("onnx", "fp16", 9, run.artifacts[0][1], variant=EVIL)
+    page = pages.to_html(run.report())
+    assert EVIL not in page
+    assert page.count("</script>") == 2  # plotly.js and ours, each ended once
+
+
+def test_the_answer_comes_first(page):
+    text = re.sub(r"<[^>]+>", "", page.split("<h2>")[0]).replace("\u00a0", " ")
+    assert "Distillation gained 2.50 points of top-1." in text
+    assert "91.67 % against 89.17 % for the same network trained alone" in text
+    assert "Against fp32, onnx int8 is 2.3× as fast, 3.7× smaller and" in text
+
+
+def test_every_row_is_in_the_table_and_skipped_ones_say_why(page, report):
+    table = page.split("Networks and files</h2>")[1].split("</section>")[0]
+    for row in report.artifacts:
+        assert row.title in table
+    assert "needs macOS" in table
+    assert "needs a GPU to build" in table
+    assert "<small>89.97–93.10</small>" in table  # Wilson's interval of 1100 / 1200
+    assert HOST in table and "profile phone-1t, 1 thread" in table
+
+
+def test_what_is_needed_to_repeat_it_is_there(page, report):
+    tail = page.split("To repeat it</h2>")[1]
+    for text in (report.command, report.dataset.digest, "ab" * 32, "distill.temperature"):
+        assert text in tail
+    assert "2.14.1" in tail and "62 of 63 in integers" in tail
+    assert "coremltools" not in tail  # not installed: not a fact about this run
+
+
+def test_markdown_has_the_golden_shape(report):
+    lines = pages.to_markdown(report).splitlines()
+    assert lines[0] == "## quick"
+    assert lines[2].startswith("**Distillation gained 2.50 points of top-1.** 91.67 % against")
+    assert lines[4].startswith("**Against fp32, onnx int8 is 2.3× as fast")
+    assert lines[6] == "- ⚠ Exported but not run here, so unverified: coreml fp16."
+    table = [line for line in lines if line.startswith("| ")][:9]
+    assert table == [
+        "| | Top-1 % | 95 % interval | Agreement % | p50 ms | p90 ms | p99 ms | Load ms | Peak MB "
+        "| Size MB |",
+        "| :-- | --: | :-: | --: | --: | --: | --: | --: | --: | --: |",
+        "| teacher (PyTorch) | 95.00 | 93.62–96.10 | 96.67 | 40.0 | 44.0 | 52.0 | 12.0 | 61.0 "
+        "| 0.008 |",
+        "| baseline (PyTorch) | 89.17 | 87.28–90.80 | 97.50 | 9.00 | 9.90 | 11.7 | 12.0 | 61.0 "
+        "| 0.008 |",
+        "| student (PyTorch) | 91.67 | 89.97–93.10 | 100.00 | 9.00 | 9.90 | 11.7 | 12.0 | 61.0 "
+        "| 0.008 |",
+        "| onnx fp32 | 91.67 | 89.97–93.10 | 100.00 | 3.00 | 3.30 | 3.90 | 12.0 | 61.0 | 8.90 |",
+        table[6],
+        "| coreml fp16 | – | – | – | – | – | – | – | – | 4.50 |",
+        "| tensorrt int8 | – | – | – | – | – | – | – | – | – |",
+    ]
+    assert table[6].startswith("| onnx int8 | ") and "| 99.50 | 1.30 |" in table[6]
+    assert "- coreml fp16: needs macOS" in lines
+    assert "    python -m pipeline run pipeline/configs/quick.toml" in lines
+    assert lines[-1] == "</details>"
+
+
+def test_the_front_keeps_what_nothing_beats(run, report):
+    front = pages.pareto([row for row in report.artifacts if row.latency])
+    assert front[0].title == "onnx int8"
+    slow = run.measured("slow", run.logits(200), 5.0)
+    run.add_artifact("ort", "fp32", 10, slow)
+    front = pages.pareto([row for row in run.report().artifacts if row.latency])
+    assert "ort fp32" not in [row.title for row in front]
+
+
+def test_the_scatter_shows_one_host_only(run):
+    elsewhere = run.measured("else", run.logits(100), 5.0)
+    latency = elsewhere.latency.model_copy(update={"host": "another"})
+    run.add_artifact("ort", "fp32", 10, elsewhere.model_copy(update={"latency": latency}))
+    titles = [row.title for row in pages.comparable(run.report())]
+    assert "ort fp32" not in titles and "onnx fp32" in titles
+    assert [title for _, _, title in pages.key(run.report())] == titles
+
+
+def test_the_figures_hold_the_numbers(report):
+    scatter, curves = pages.scatter(report), pages.curves(report)
+    assert scatter is not None and curves is not None
+    figure = json.loads(str(scatter.to_json()))
+    points = {trace["name"]: trace for trace in figure["data"]}
+    assert points["onnx fp32"]["x"] == [3.0]
+    assert points["onnx fp32"]["y"] == pytest.approx([100 * 1100 / 1200])
+    assert points["onnx fp32"]["error_y"]["array"][0] > 0
+    lines = json.loads(str(curves.to_json()))["data"]
+    assert [trace["name"] for trace in lines] == ["teacher", "baseline", "student"]
+    assert lines[0]["y"] == pytest.approx([50.0, 75.0, 100 * (1 - 0.5 / 3)])
+
+
+def test_classes_that_int8_loses_most_come_first(report):
+    rows = pages.class_rows(report)
+    changes = [row["change"] for row in rows]
+    assert changes == sorted(changes)
+    assert sum(row["n"] for row in rows) == 1200
+
+
+def test_a_long_run_has_a_short_table(tmp_path):
+    run = SmallRun(tmp_path)
+    run.add_model("baseline", 130, 9.0)
+    run.add_model("student", 100, 9.0, epochs=240)
+    rows = pages.curve_rows(run.report())
+    assert len(rows) <= 41
+    assert rows[0][0] == 1 and rows[-1][0] == 240
+    assert rows[-1][1][0] is None  # the baseline had stopped after 3
+
+
+def test_many_classes_are_folded_away(tmp_path):
+    labels = tuple(f"kind {i}" for i in range(30))
+    page = pages.to_html(usual_run(tmp_path, labels=labels).report())
+    assert "The other 10 classes" in page
+    assert all(f">{label}</th>" in page for label in labels)
+
+
+def test_a_network_that_was_not_measured_says_why(run):
+    checkpoint, _ = run.models[0]
+    run.models[0] = (checkpoint, Measurement(skipped="out of memory"))
+    assert "<span>out of memory</span>" in pages.to_html(run.report())
+
+
+def luminance(color):
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a, b):
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_can_be_told_from_the_page_in_light_and_dark(page):
+    light, dark = re.findall(r"--page: (#\w{6});", page)
+    for color in (pages.GREY, pages.BLUE, pages.GREEN, pages.ORANGE):
+        assert contrast(color, light) >= 3 and contrast(color, dark) >= 3  # WCAG 1.4.11
+    for name in ("ink", "soft"):
+        on_light, on_dark = re.findall(rf"--{name}: (#\w{{6}});", page)
+        assert contrast(on_light, light) >= 4.5 and contrast(on_dark, dark) >= 4.5  # 1.4.3
+
+
+def test_nothing_here_imports_torch():
+    code = "import sys, pipeline.stages.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

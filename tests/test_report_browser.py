@@ -1,0 +1,80 @@
+"""The page in a real browser: plots are drawn, and it fits a phone, in light and in dark."""
+
+import html
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.stages import report as pages
+from tests.test_summary import usual_run
+
+pytestmark = pytest.mark.browser
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--hide-scrollbars", "--virtual-time-budget=4000"),
+)
+PROBE = """<p id="seen"></p><script>
+window.addEventListener("load", function () {
+  var root = document.querySelector("iframe").contentDocument.documentElement;
+  document.getElementById("seen").textContent = "width " + root.clientWidth + " of "
+    + root.scrollWidth + ", marks " + root.querySelectorAll("#scatter .point").length;
+});
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("run")
+    pages.write(usual_run(home / "records").report(), home)
+    return home
+
+
+@pytest.fixture
+def browse(folder, tmp_path):
+    """Open `name` of the run's folder in a fresh profile; return what Chromium prints."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip(f"no Chromium here: none of {', '.join(NAMES)} is on the path")
+
+    def go(name, *more):
+        command = [program, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *more]
+        url = (folder / name).as_uri()
+        done = subprocess.run([*command, url], capture_output=True, text=True, timeout=90)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return go
+
+
+def test_text_and_plots_are_there(browse):
+    page = browse("report.html", "--dump-dom")
+    assert "Distillation gained 2.50" in page
+    for name in ("scatter", "curves"):
+        drawn = page.split(f'id="{name}"')[1].split("<figcaption")[0]
+        assert 'class="main-svg"' in drawn
+    assert page.split('id="scatter"')[1].count('class="errorbar"') == 5
+
+
+def test_a_phone_needs_no_sideways_scroll(browse, folder):
+    page = html.escape((folder / "report.html").read_text(encoding="utf-8"))
+    frame = f'<iframe srcdoc="{page}" style="width:390px;height:800px;border:0"></iframe>'
+    (folder / "frame.html").write_text(f"<!doctype html>{frame}{PROBE}", encoding="utf-8")
+    assert "width 390 of 390, marks 5" in browse("frame.html", "--dump-dom").split('id="seen"')[1]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_screenshots_follow_the_readers_scheme(browse, tmp_path, width, scheme):
+    shot = tmp_path / "shot.png"
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    browse("report.html", f"--screenshot={shot}", f"--window-size={width},1000", *dark)
+    with Image.open(shot) as image:
+        assert image.size == (width, 1000)
+        grey = np.asarray(image.convert("L"))
+    assert (grey[0, 0] > 200) == (scheme == "light")
+    assert np.ptp(grey) > 150  # there is text to read on it

@@ -1,0 +1,134 @@
+"""The statistics against published values and against values worked out by hand."""
+
+import numpy as np
+import pytest
+
+from benchmarks.stats import paired_difference, percentiles, unpaired_interval, wilson
+
+
+def paired(both, only_a, only_b, neither):
+    """Per-image correctness of A and B from the four counts of a paired table."""
+    a = [True] * (both + only_a) + [False] * (only_b + neither)
+    b = [True] * both + [False] * only_a + [True] * only_b + [False] * neither
+    return np.array(a), np.array(b)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        # Newcombe 1998, Stat. Med. 17:857, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_agrees_with_published_values(successes, n, low, high):
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_of_all_correct_ends_at_one():
+    low, high = wilson(1000, 1000)
+    assert high == pytest.approx(1.0)
+    z2 = 1.959963984540054**2
+    assert low == pytest.approx(1000 / (1000 + z2))  # closed form for p = 1
+
+
+def test_wilson_takes_numpy_counts():
+    assert wilson(np.count_nonzero(np.ones(9)), np.int64(10)) == pytest.approx(wilson(9, 10))
+
+
+def test_wilson_refuses_no_images():
+    with pytest.raises(ValueError, match="no images"):
+        wilson(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("table", "difference", "low", "high", "p"),
+    [
+        # Cavo et al. 2012 as worked out in Fagerland, Lydersen & Laake, Statistical Analysis of
+        # Contingency Tables (2017), chapter 8
+        ((59, 16, 6, 80), -0.0621, -0.1195, -0.0032, 0.052479),
+        # Bentur et al. 2009, same chapter; p = 2 (1 + 8) / 2^8
+        ((1, 7, 1, 12), -6 / 21, -0.508, -0.013, 18 / 256),
+    ],
+)
+def test_paired_difference_agrees_with_published_values(table, difference, low, high, p):
+    result = paired_difference(*paired(*table))
+    assert result.difference == pytest.approx(difference, abs=5e-5)
+    assert result.ci95 == pytest.approx((low, high), abs=5e-4)
+    assert result.mcnemar_p == pytest.approx(p, abs=5e-7)
+    assert result.n == sum(table)
+
+
+def test_paired_difference_changes_sign_with_the_order():
+    a, b = paired(500, 10, 30, 60)
+    forth, back = paired_difference(a, b), paired_difference(b, a)
+    assert forth.difference == pytest.approx(20 / 600)
+    assert back.difference == pytest.approx(-forth.difference)
+    assert back.ci95 == pytest.approx((-forth.ci95[1], -forth.ci95[0]))
+    assert back.mcnemar_p == pytest.approx(forth.mcnemar_p)
+
+
+def test_no_discordant_pairs_still_leave_an_interval():
+    a, b = paired(900, 0, 0, 100)
+    result = paired_difference(a, b)
+    assert result.difference == 0
+    assert result.mcnemar_p == 1.0
+    half = 1.959963984540054 * np.sqrt(2) / 1002  # by hand: sqrt((2/1002) / 1002)
+    assert result.ci95 == pytest.approx((-half, half))
+
+
+def test_paired_is_narrower_than_unpaired_when_both_agree_mostly():
+    a, b = paired(880, 10, 30, 80)
+    low, high = paired_difference(a, b).ci95
+    loose = unpaired_interval(a.mean(), a.size, b.mean(), b.size)
+    assert high - low < 0.6 * (loose[1] - loose[0])
+
+
+def test_paired_difference_holds_its_level_on_simulated_models():
+    rng, covered = np.random.default_rng(7), 0
+    for _ in range(400):
+        hard = rng.random(500)  # shared difficulty makes the two models agree
+        a, b = hard + 0.1 * rng.random(500) < 0.85, hard + 0.1 * rng.random(500) < 0.87
+        low, high = paired_difference(a, b).ci95
+        covered += low <= 0.02 <= high
+    assert 0.92 <= covered / 400 <= 0.985
+
+
+def test_paired_difference_refuses_other_images():
+    with pytest.raises(ValueError, match="not the same images"):
+        paired_difference([True, False], [True])
+    with pytest.raises(ValueError, match="no images"):
+        paired_difference([], [])
+
+
+@pytest.mark.parametrize(
+    ("b", "a", "low", "high"),
+    [
+        # Newcombe 1998, Stat. Med. 17:873, table II, method 10
+        ((56, 70), (48, 80), 0.0524, 0.3339),
+        ((9, 10), (3, 10), 0.1705, 0.8090),
+        ((10, 10), (0, 10), 0.6075, 1.0000),
+    ],
+)
+def test_unpaired_interval_agrees_with_published_values(b, a, low, high):
+    interval = unpaired_interval(a[0] / a[1], a[1], b[0] / b[1], b[1])
+    assert interval == pytest.approx((low, high), abs=5e-5)
+
+
+def test_percentiles_are_milliseconds():
+    samples = np.arange(1, 102, dtype=np.int64) * 1_000_000  # 1..101 ms
+    assert percentiles(samples) == pytest.approx((51.0, 91.0, 100.0))
+    assert percentiles([2_500_000]) == pytest.approx((2.5, 2.5, 2.5))
+
+
+def test_percentiles_keep_the_tail():
+    samples = np.full(100, 1_000_000)
+    samples[-2:] = 50_000_000
+    assert percentiles(samples)[2] == pytest.approx(50.0)
+
+
+def test_percentiles_of_nothing_are_an_error():
+    with pytest.raises(ValueError, match="no samples"):
+        percentiles([])
