@@ -8,9 +8,10 @@ Importing this package imports no torch.
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.settings import StudentArch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,14 +22,7 @@ if TYPE_CHECKING:
 StemStride = Literal["auto", 1, 2]
 SMALL_IMAGE = 64
 """Pixels up to which `stem_stride="auto"` means 1."""
-STUDENTS = (
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "mobilenet_v3_small",
-    "mobilenet_v4_conv_medium",
-    "mobilenet_v4_conv_small",
-)
-"""Every network of `models.mobilenet`."""
+STUDENTS: tuple[str, ...] = get_args(StudentArch)
 
 
 def stride_of_stem(stem_stride: StemStride, image_size: int) -> int:

@@ -128,9 +128,10 @@ def main() -> None:
     except PipelineError as error:
         if _state["debug"]:
             raise
-        console.print(f"[bold red]Error:[/] {escape(error.message)}", highlight=False)
+        text = f"[bold red]Error:[/] {escape(error.message)}"
+        console.print(text, highlight=False, soft_wrap=True)
         if error.remedy:
-            console.print(escape(error.remedy), highlight=False)
+            console.print(escape(error.remedy), highlight=False, soft_wrap=True)
         raise SystemExit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
         console.print("\nStopped. Run the same command again to go on where it was.")

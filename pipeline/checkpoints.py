@@ -1,5 +1,6 @@
-"""Reading weights that were trained elsewhere, and saying plainly why they do not fit."""
+"""Weights on disk: writing them, and reading those that were trained elsewhere."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,16 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 """Keys under which training scripts keep the state dict."""
 PREFIXES = ("module.", "_orig_mod.", "network.")
 """What DataParallel, torch.compile and `Classifier` put before each name."""
+
+
+def write_weights(network: nn.Module, path: Path) -> None:
+    """Write the state dict of `network`, on the CPU and in the usual memory layout.
+
+    Raises `OSError` where it cannot be written (`torch.save` to a path loses the reason).
+    """
+    buffer = io.BytesIO()
+    torch.save(network.to("cpu").to(memory_format=torch.contiguous_format).state_dict(), buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -72,10 +72,10 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
-        what = (
-            f"`{module}` is not installed" if missing else f"`{module}` cannot be loaded: {error}"
-        )
+        package = module.split(".")[0]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package
+        reason = "is not installed" if missing else f"cannot be loaded: {error}"
         raise NotInstalledError(
-            what, remedy=f'Install it with: .venv/bin/pip install -e ".[{extra}]"'
+            f"`{package}` {reason}",
+            remedy=f'Install it with: .venv/bin/pip install -e ".[{extra}]"',
         ) from error

@@ -69,9 +69,10 @@ class _Speaker:
         spent = time.perf_counter() - self._since
         self._since = time.perf_counter()
         took = "there already" if reused else f"{spent:.1f} s"
-        for head, line in zip([stage, *[""] * len(lines)], lines, strict=False):
-            console.print(f"[bold]{head:9}[/] {escape(line)}", highlight=False, end="")
-            console.print(f"  [dim]{took}[/]" if head else "", highlight=False)
+        for i, line in enumerate(lines):
+            head, note = ("", "") if i else (stage, took)
+            text = f"[bold]{head:9}[/][dim]{note:>13}[/]  {escape(line)}"
+            console.print(text, highlight=False, soft_wrap=True)
 
 
 def _publish(

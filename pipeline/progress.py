@@ -1,6 +1,5 @@
-"""What a person sees while a stage works: a bar for whatever takes over two seconds."""
+"""What a person sees while a stage works: bars, one below the other where work is nested."""
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -10,6 +9,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -29,46 +29,45 @@ def make_console(*, stderr: bool) -> Console:
 console = make_console(stderr=True)
 """Everything that is not a command's result goes here."""
 
-PATIENCE = 2.0
-"""Seconds before a bar appears."""
+# One display for all bars: two displays at once would overwrite each other.
+_display = Progress(
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[note]}"),
+    console=console,
+    transient=True,
+    refresh_per_second=4,
+    disable=not console.is_terminal,
+)
 
 
 class Bar:
-    """A counter that shows itself after `PATIENCE` seconds."""
+    """A counter on the screen."""
 
-    def __init__(self, progress: Progress, what: str, total: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task(what, total=total, visible=False, note="")
-        self._since = time.monotonic()
+    def __init__(self, task: TaskID) -> None:
+        self._task = task
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
-        """Count `steps`; `note` is shown behind the description."""
-        visible = time.monotonic() - self._since > PATIENCE
-        self._progress.update(self._task, advance=steps, visible=visible)
-        if note is not None:
-            self._progress.update(self._task, note=note)
+        """Count `steps`; `note` is shown behind the numbers."""
+        notes = {} if note is None else {"note": note}
+        _display.update(self._task, advance=steps, **notes)
 
 
 @contextmanager
 def bar(what: str, total: int) -> Iterator[Bar]:
     """A bar for `total` steps of `what`; it vanishes at the end."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    shown = Progress(
-        *columns,
-        console=console,
-        transient=True,
-        refresh_per_second=4,
-        disable=not console.is_terminal,
-    )
-    with shown as progress:
-        yield Bar(progress, what, total)
+    if not _display.tasks:
+        _display.start()
+    task = _display.add_task(what, total=total, note="")
+    try:
+        yield Bar(task)
+    finally:
+        _display.remove_task(task)
+        if not _display.tasks:
+            _display.stop()
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:

@@ -163,6 +163,13 @@ class Calibration(Record):
     """Number of training images seen."""
 
 
+def integer_share(operators: dict[str, int]) -> str:
+    """How many of `operators` (counts by type) compute in integers, in words."""
+    integers = ("QLinear", "QGemm")
+    whole = sum(n for name, n in operators.items() if name.startswith(integers))
+    return f"{whole} of {sum(operators.values())} operators run in integers"
+
+
 class Quantized(Result):
     """The student's ONNX graphs with explicit Q/DQ, before they are dressed for shipping."""
 
@@ -178,10 +185,8 @@ class Quantized(Result):
     @property
     def line(self) -> str:
         """In one line."""
-        whole = sum(n for name, n in self.operators.items() if name.startswith("Q"))
         return (
-            f"int8, ranges from {self.calibration.images} images; "
-            f"{whole} of {sum(self.operators.values())} operators run in integers"
+            f"int8, ranges from {self.calibration.images} images; {integer_share(self.operators)}"
         )
 
 

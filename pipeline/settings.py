@@ -10,6 +10,14 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+StudentArch = Literal[
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "mobilenet_v4_conv_medium",
+    "mobilenet_v4_conv_small",
+]
+"""Every network of `models.mobilenet`."""
 
 
 class Settings(BaseModel):
@@ -51,9 +59,8 @@ class Recipe(Settings):
 class Student(Settings):
     """The network that goes to the phone: baseline and distilled student are both this one."""
 
-    arch: str = "mobilenet_v2"
-    """A name of `models.names()`: mobilenet_v2, mobilenet_v3_small, mobilenet_v3_large,
-    mobilenet_v4_conv_small, mobilenet_v4_conv_medium."""
+    arch: StudentArch = "mobilenet_v2"
+    """MobileNetV2 and V3 are torchvision's, V4 is timm's."""
     width: float = Field(default=1.0, gt=0, le=4)
     """Width multiplier on all channel counts (Howard et al. 2017)."""
     stem_stride: Literal["auto", 1, 2] = "auto"

@@ -25,6 +25,8 @@ from pipeline.records import SCHEMA, Result
 
 R = TypeVar("R", bound=Result)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+ALMOST_NOTHING = 1 << 20
+"""Bytes left on a disk that is full for our purposes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +79,27 @@ def writing(what: Path) -> Iterator[None]:
     """Turn a full disk, a quota or a read-only folder into a `StoreError` that says so."""
     try:
         yield
-    except OSError as error:
-        if error.errno in FULL:
+    except (OSError, RuntimeError) as error:
+        if _is_full(error, what):
             raise StoreError(
                 f"no space left while writing below {what}",
                 remedy="Free some space, or name another place with --store; "
                 "then run again: finished stages are kept.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise StoreError(
                 f"may not write to {error.filename or what}",
                 remedy="Make the folder writable, or name another one with --store.",
             ) from error
         raise
+
+
+def _is_full(error: OSError | RuntimeError, what: Path) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    # Libraries written in C++ report a failed write as any RuntimeError: ask the disk itself.
+    there = next((p for p in (what, *what.absolute().parents) if p.exists()), Path())
+    return shutil.disk_usage(there).free < ALMOST_NOTHING
 
 
 class Store:

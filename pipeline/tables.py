@@ -219,6 +219,8 @@ def _faults(row: ArtifactRow) -> Iterator[str]:
 def _slow(report: Report) -> Iterator[str]:
     for plain, int8 in report.int8_pairs():
         a, b = plain.latency, int8.latency
+        if int8.variant == "symmetric":  # made for TensorRT: CPU kernels want zero points
+            continue
         if a and b and not incomparable(a, b) and b.p50_ms >= a.p50_ms:
             yield (
                 f"{int8.title} is slower than {plain.precision} on this host (p50 "

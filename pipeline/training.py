@@ -21,6 +21,7 @@ import models
 from models.classifier import Classifier
 from pipeline.augment import augment
 from pipeline.batches import Batches
+from pipeline.checkpoints import write_weights
 from pipeline.context import Context
 from pipeline.errors import CannotRunHereError, DataError
 from pipeline.images import Images, open_split
@@ -112,8 +113,7 @@ def train(
     dtype = pick_precision(job.recipe, network, device)
     model = Classifier(network, dataset.input).to(device).to(memory_format=torch.channels_last)
     history = tuple(_epochs(job, model, dataset, context, device, dtype, objective))
-    network = network.to("cpu").to(memory_format=torch.contiguous_format)
-    torch.save(network.state_dict(), folder / "weights.pt")
+    write_weights(network, folder / "weights.pt")
     return describe(job, network, dataset, where(device), dtype, history)
 
 

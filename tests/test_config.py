@@ -37,6 +37,7 @@ def test_shipped_settings_are_valid_and_named_after_their_file(path):
         (MINIMAL + "[export.onnx]\nopsett = 3", "export.onnx.opsett.*did you mean `opset`"),
         (MINIMAL + "[export.onnx]\nopset = 3", "export.onnx.opset.*greater than or equal to 18"),
         (MINIMAL + '[measure]\nprofile = "phone"', "no latency profile is called `phone`"),
+        (MINIMAL + '[student]\narch = "mobilenet_v5"', "student.arch.*'mobilenet_v2'"),
         ('name = "a/b"\n[data]\nsource = "digits"', "name: may hold letters"),
         ('[data]\nsource = "digits"', "name: field required"),
         ("name = ", "not valid TOML"),

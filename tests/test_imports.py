@@ -54,6 +54,7 @@ def test_imports_point_one_way(path):
         assert level(other) <= level(own), f"{own} must not import {other}"
 
 
+HEAVY = {"torch", "onnxruntime", "coremltools", "tensorrt_rtx", "sklearn"}
 TORCH_FREE = [
     "pipeline.__main__",
     "pipeline.config",
@@ -74,11 +75,7 @@ TORCH_FREE = [
 
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_importable_without_torch(module):
-    code = (
-        f"import sys, {module}; "
-        "heavy = {'torch', 'onnxruntime', 'coremltools', 'tensorrt_rtx', 'sklearn'} & set(sys.modules); "
-        "assert not heavy, heavy"
-    )
+    code = f"import sys, {module}; heavy = {HEAVY} & set(sys.modules); assert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

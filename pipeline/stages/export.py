@@ -13,7 +13,7 @@ from exporters import Exporter, Variant
 from pipeline.context import Context
 from pipeline.errors import ConfigError, UnavailableError
 from pipeline.machine import versions
-from pipeline.progress import console
+from pipeline.progress import console, track
 from pipeline.records import Artifact, Checkpoint, Quantized, Result
 from pipeline.settings import Settings, explain
 from pipeline.store import file_sha256, size_of
@@ -63,14 +63,17 @@ class Export(Settings):
         sources: dict[str, Result] = {"checkpoint": student}
         if quantized is not None:
             sources["quantized"] = quantized
+        files = [
+            (name, variant)
+            for name in sorted(self.formats, key=lambda name: name != FIRST)
+            for variant in exporters.load(name).variants(self.settings_of(name))
+        ]
         artifacts: list[Artifact] = []
-        for name in sorted(self.formats, key=lambda name: name != FIRST):
-            settings = self.settings_of(name)
-            for variant in exporters.load(name).variants(settings):
-                artifact = self._one(context, name, variant, settings, sources)
-                artifacts.append(artifact)
-                if artifact.file is not None:
-                    sources[artifact.title] = artifact
+        for name, variant in track(files, "export", len(files)):
+            artifact = self._one(context, name, variant, sources)
+            artifacts.append(artifact)
+            if artifact.file is not None:
+                sources[artifact.title] = artifact
         return artifacts
 
     def _one(
@@ -78,10 +81,9 @@ class Export(Settings):
         context: Context,
         name: str,
         variant: Variant,
-        settings: Settings,
         sources: Mapping[str, Result],
     ) -> Artifact:
-        exporter = exporters.load(name)
+        exporter, settings = exporters.load(name), self.settings_of(name)
         blank = Artifact(format=name, precision=variant.precision, variant=variant.variant)
         if variant.source not in sources:
             why = "quantize.enabled is false" if "quantized" not in sources else "it was not made"

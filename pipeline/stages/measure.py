@@ -18,7 +18,7 @@ from benchmarks import latency, profiles, stats
 from pipeline.context import Context
 from pipeline.images import Images, open_split
 from pipeline.machine import cores, cpu_name, versions
-from pipeline.progress import track
+from pipeline.progress import bar, track
 from pipeline.records import (
     Accuracy,
     Artifact,
@@ -72,10 +72,18 @@ class Measure(Settings):
         dataset: Dataset,
     ) -> Measured:
         """Measure every model and every file; the student must be among the `checkpoints`."""
-        models = [(each, self._model(context, each, dataset)) for each in checkpoints]
-        student = next(found for each, found in models if each.role == "student")
-        files = [(each, self._artifact(context, each, student, dataset)) for each in artifacts]
-        return Measured(models, files)
+        measured = Measured([], [])
+        with bar("measure", len(checkpoints) + len(artifacts)) as shown:
+            for checkpoint in checkpoints:
+                found = self._model(context, checkpoint, dataset)
+                measured.models.append((checkpoint, found))
+                shown.advance()
+            student = next(m for each, m in measured.models if each.role == "student")
+            for artifact in artifacts:
+                found = self._artifact(context, artifact, student, dataset)
+                measured.artifacts.append((artifact, found))
+                shown.advance()
+        return measured
 
     def _model(self, context: Context, checkpoint: Checkpoint, dataset: Dataset) -> Measurement:
         """Accuracy of a checkpoint, on the training device, and its latency in PyTorch eager."""

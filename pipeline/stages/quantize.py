@@ -17,6 +17,7 @@ from pydantic import Field
 
 from pipeline.context import Context
 from pipeline.machine import versions
+from pipeline.progress import bar
 from pipeline.records import Calibration, Checkpoint, Dataset, Quantized
 from pipeline.settings import Settings
 
@@ -64,14 +65,18 @@ class Quantize(Settings):
 
         from exporters.onnx import quiet, write_float_graph
 
-        with tempfile.TemporaryDirectory() as scratch, quiet():
+        images = self._images(context, dataset)
+        with tempfile.TemporaryDirectory() as scratch, bar("quantize", 4) as shown, quiet():
             plain, ready = Path(scratch, "plain.onnx"), Path(scratch, "ready.onnx")
             write_float_graph(student, plain)
+            shown.advance()
             # Folds BatchNorm and constants; symbolic shapes would trip over the free batch size.
             quant_pre_process(plain, ready, skip_symbolic_shape=True)
-            images = self._images(context, dataset)
+            shown.advance()
             place(ready, folder / "int8.onnx", images, symmetric=False)
+            shown.advance()
             place(ready, folder / "int8-symmetric.onnx", images, symmetric=True)
+            shown.advance()
             counts = operators_run(folder / "int8.onnx", Path(scratch))
         calibration = Calibration(method="minmax", images=len(images))
         return Quantized(calibration=calibration, operators=counts)

@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from pipeline import tables
 from pipeline.errors import StoreError
-from pipeline.settings import Settings
+from pipeline.records import integer_share
 from pipeline.store import writing
 from pipeline.summary import FILE, ArtifactRow, Report
 from pipeline.tables import AnyRow
@@ -34,10 +34,6 @@ GLYPHS = dict(zip((*SYMBOLS, *ROLE_SYMBOL.values()), "●■▲◆★▼✚◇�
 """Plotly's symbols as text, for a legend that wraps on a phone."""
 LONG = 20
 """Rows of a table shown at once; the others are folded away."""
-
-
-class ReportSettings(Settings):
-    """The table [report]: nothing to set yet."""
 
 
 def write(report: Report, folder: Path) -> None:
@@ -301,9 +297,8 @@ def integers(report: Report) -> str:
     if report.quantization is None:
         return ""
     operators = report.quantization.operators
-    whole = sum(count for name, count in operators.items() if name.startswith("Q"))
     listed = ", ".join(f"{name} {count}" for name, count in sorted(operators.items()))
-    return f"{whole} of {sum(operators.values())} in integers: {listed}"
+    return f"{integer_share(operators)}: {listed}"
 
 
 def curve_rows(report: Report) -> list[tuple[int, list[float | None]]]:

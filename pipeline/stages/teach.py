@@ -59,15 +59,13 @@ class Teach(Settings):
             )
 
         def work(folder: Path) -> Checkpoint:
-            import torch
-
             from pipeline import training
-            from pipeline.checkpoints import fit_weights, read_weights
+            from pipeline.checkpoints import fit_weights, read_weights, write_weights
 
             job = training.Job(role="teacher", arch=self.arch, width=self.width, recipe=self.recipe)
             network = job.network(dataset)
             fit_weights(network, read_weights(path), path, self.arch)
-            torch.save(network.state_dict(), folder / "weights.pt")
+            write_weights(network, folder / "weights.pt")
             return training.describe(job, network, dataset, "trained elsewhere")
 
         settings = {"arch": self.arch, "width": self.width}

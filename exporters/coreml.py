@@ -1,0 +1,207 @@
+"""Core ML: an ML program with half-precision weights that takes the camera's image as it is.
+
+The package takes an image of 0..255 (grey or RGB), normalises it inside, and answers with the
+label and a number for every label. Labels, input contract and run key are in its metadata.
+
+coremltools leaves in a package what changes from run to run: random identifiers in
+``Manifest.json``, the date, its own version and the source's. All of it is rewritten or dropped,
+so that exporting twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from exporters import Exported, Variant
+from exporters.onnx import quiet
+from pipeline import settings
+from pipeline.errors import ExportError, require
+from pipeline.machine import package_version
+from pipeline.records import Checkpoint, InputSpec, Result
+from runtime import Availability
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from models.classifier import Classifier
+
+VERSION = 1
+PACKAGES = ("coremltools", "torch", "torchvision", "timm")
+EXTRA = "coreml"
+EXECUTED = "Core ML runs only on macOS and iOS: needs a Mac, and a runtime this project has not yet"
+INPUT = "image"
+NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "pocket-distillery")
+"""Of the identifiers in Manifest.json, which must be unique within a package only."""
+
+
+class Settings(settings.Settings):
+    """The table [export.coreml]."""
+
+    minimum_target: Literal["iOS15", "iOS16", "iOS17", "iOS18", "iOS26"] = "iOS16"
+    """Oldest system that can run the file; ML programs begin with iOS15 (macOS12)."""
+    output: Literal["probabilities", "logits"] = "probabilities"
+    """What the file gives for every label. Vision shows probabilities as confidences."""
+
+
+def availability() -> Availability:
+    """Whether coremltools is installed; it converts on macOS and Linux alike."""
+    if importlib.util.find_spec("coremltools") is None:
+        return Availability(
+            False,
+            "coremltools is not installed",
+            remedy=f'Install it with: .venv/bin/pip install -e ".[{EXTRA}]"',
+        )
+    return Availability(True, f"coremltools {package_version('coremltools')}")
+
+
+def variants(settings: Settings) -> Sequence[Variant]:
+    """One file: half precision is what Apple's GPU and Neural Engine compute in."""
+    return [Variant("fp16")]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Hold back import notices and progress bars; failures still come as exceptions."""
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def export(source: Result, variant: Variant, settings: Settings, folder: Path) -> Exported:
+    """Write ``model.mlpackage``.
+
+    Raises `NotInstalledError` without coremltools, `ExportError` where Core ML lacks an operator.
+    """
+    if not isinstance(source, Checkpoint):
+        raise TypeError(f"Core ML is made from a Checkpoint, not {type(source)}")
+    import models
+
+    classifier = models.load(source)
+    model = convert(classifier, source.input, source.labels, settings)
+    package = folder / "model.mlpackage"
+    with _silence():
+        model.save(str(package))
+        spec = model.get_spec()
+    _describe(spec, source, settings)
+    _freeze(package, spec)
+    return Exported(package.name)
+
+
+@_silence()
+def convert(
+    classifier: Classifier, spec: InputSpec, labels: Sequence[str], settings: Settings
+) -> Any:
+    """The coremltools model of `classifier`. Raises `ExportError` naming operator and layer."""
+    ct = require("coremltools", EXTRA)
+    import torch
+
+    shape = (1, spec.channels, spec.size, spec.size)
+    network = _of_pixels(classifier, settings.output)
+    try:
+        program = torch.export.export(network, (torch.zeros(shape),)).run_decompositions({})
+    except Exception as error:  # torch.export has no public base class for its errors
+        raise _refusal("torch.export", error) from error
+    layout = ct.colorlayout.GRAYSCALE if spec.channels == 1 else ct.colorlayout.RGB
+    try:
+        return ct.convert(
+            program,
+            convert_to="mlprogram",
+            inputs=[ct.ImageType(name=INPUT, shape=shape, color_layout=layout)],
+            classifier_config=ct.ClassifierConfig(list(labels)),
+            minimum_deployment_target=ct.target[settings.minimum_target],
+            compute_precision=ct.precision.FLOAT16,
+            skip_model_load=True,  # on macOS it would be compiled here, for nothing
+        )
+    except Exception as error:  # nor has coremltools
+        raise _refusal("Core ML", error, program) from error
+
+
+def _of_pixels(classifier: Classifier, output: str) -> nn.Module:
+    """`classifier` as Core ML calls it: float NCHW pixels of 0..255 in, `output` out."""
+    import torch
+    from torch import Tensor, nn
+
+    class OfPixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = classifier
+
+        def forward(self, image: Tensor) -> Tensor:
+            logits = self.classifier.from_pixels(image)
+            return torch.softmax(logits, dim=1) if output == "probabilities" else logits
+
+    return OfPixels().eval()
+
+
+def _refusal(who: str, error: Exception, program: ExportedProgram | None = None) -> ExportError:
+    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    layer = _layer(program, text) if program is not None else None
+    return ExportError(
+        f"{who} refuses the student{f' at layer {layer}' if layer else ''}: {text}",
+        remedy="Choose another student.arch, or a newer export.coreml.minimum_target.",
+    )
+
+
+def _layer(program: ExportedProgram, text: str) -> str | None:
+    """The dotted name of the layer whose operator `text` speaks of."""
+    words = set(re.findall(r"\w+", text))
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack and node.name in words:
+            return list(stack.values())[-1][0].removeprefix("classifier.")
+    return None
+
+
+def _describe(spec: Any, checkpoint: Checkpoint, settings: Settings) -> None:
+    """Write what Xcode shows of a model, and what a program may want to read from it."""
+    about, size = spec.description, checkpoint.input.size
+    colour = "grey" if checkpoint.input.channels == 1 else "RGB"
+    about.input[0].shortDescription = f"{colour}, {size} x {size}; normalised inside"
+    for feature in about.output:
+        most_likely = feature.name == about.predictedFeatureName
+        feature.shortDescription = (
+            "Most likely class" if most_likely else f"{settings.output} by class"
+        )
+    about.metadata.Clear()  # coremltools' own entries: date and versions
+    about.metadata.shortDescription = (
+        f"{checkpoint.arch}: names one of {len(checkpoint.labels)} classes of an image"
+    )
+    about.metadata.versionString = checkpoint.key
+    facts = {
+        "labels": json.dumps(checkpoint.labels, ensure_ascii=False),
+        "input": checkpoint.input.model_dump_json(),
+        "student": checkpoint.key,
+        "arch": checkpoint.arch,
+        "output": settings.output,
+    }
+    about.metadata.userDefined.update(facts)
+
+
+def _freeze(package: Path, spec: Any) -> None:
+    """Take out of `package` what would differ in the next export of the same student."""
+    manifest = json.loads((package / "Manifest.json").read_text(encoding="utf-8"))
+    fixed = {
+        old: str(uuid.uuid5(NAMESPACE, item["path"]))
+        for old, item in manifest["itemInfoEntries"].items()
+    }
+    root = manifest["rootModelIdentifier"]
+    model = package / "Data" / manifest["itemInfoEntries"][root]["path"]
+    manifest["itemInfoEntries"] = {
+        fixed[old]: item for old, item in manifest["itemInfoEntries"].items()
+    }
+    manifest["rootModelIdentifier"] = fixed[root]
+    text = json.dumps(manifest, indent=4, sort_keys=True) + "\n"
+    (package / "Manifest.json").write_text(text, encoding="utf-8")
+    spec.mlProgram.attributes.pop("buildInfo", None)  # date and versions once more
+    # Protobuf maps are otherwise written in an order that differs between processes.
+    model.write_bytes(spec.SerializeToString(deterministic=True))
+    # A by-product of converting from torch.export, which nothing on the phone reads.
+    (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)

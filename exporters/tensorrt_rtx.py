@@ -1,0 +1,93 @@
+"""TensorRT for RTX: a real engine, built ahead of time on a machine that needs no GPU.
+
+The engine holds the graph and its kernels' source for the named compute capabilities; the
+driver's compiler finishes it where it is loaded. int8 is the explicit, symmetric Q/DQ of the ONNX
+file. Building twice gives the same bytes: with no GPU there is nothing to time. For the same
+reason no timing cache is used: it would make the builder look for a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from exporters import Exported, Variant, tensorrt
+from pipeline.errors import require
+from pipeline.machine import package_version
+from pipeline.records import Result
+from runtime import Availability
+
+VERSION = 1
+DISTRIBUTION = "tensorrt-rtx-cu12"
+PACKAGES = ("onnx", DISTRIBUTION)
+EXTRA = "tensorrt-rtx"
+EXECUTED = "needs an NVIDIA RTX GPU, and a runtime that this project has not yet"
+
+Capability = Literal["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"]
+
+
+class Settings(tensorrt.EngineSettings):
+    """The table [export.tensorrt_rtx]."""
+
+    compute_capabilities: tuple[Capability, ...] = Field(default=("8.9",), min_length=1)
+    """GPUs the engine is for: 7.5 Turing (no fp32 matrix product), 8.0 and 8.6 Ampere, 8.9 Ada
+    (RTX 40), 12.0 and 12.1 Blackwell (RTX 50, GB10)."""
+
+    @field_validator("compute_capabilities")
+    @classmethod
+    def _once_each(cls, value: tuple[Capability, ...]) -> tuple[Capability, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a compute capability twice")
+        return value
+
+
+def availability() -> Availability:
+    """Whether the builder is installed; it needs no GPU."""
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        return Availability(True, f"{DISTRIBUTION} {package_version(DISTRIBUTION)}")
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        here = f"{platform.system()} on {platform.machine()}"
+        return Availability(
+            False, f"the extra {EXTRA} has packages for Linux on x86_64, not {here}"
+        )
+    return Availability(
+        False,
+        f"{DISTRIBUTION} is not installed",
+        remedy=f'Install it with: .venv/bin/pip install -e ".[{EXTRA}]"',
+    )
+
+
+def variants(settings: Settings) -> Sequence[Variant]:
+    """The same as TensorRT's."""
+    return tensorrt.variants(settings)
+
+
+def export(source: Result, variant: Variant, settings: Settings, folder: Path) -> Exported:
+    """Write ``model.engine`` and ``engine.json``.
+
+    Raises `NotInstalledError` without the builder, `ExportError` where it refuses the graph.
+    """
+    trt = require("tensorrt_rtx", EXTRA)
+    model = tensorrt.prepare(source)
+
+    def configure(config: Any) -> None:
+        config.num_compute_capabilities = len(settings.compute_capabilities)
+        for index, capability in enumerate(settings.compute_capabilities):
+            name = f"SM{capability.replace('.', '')}"
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+
+    engine = tensorrt.build_engine(trt, model, settings, configure)
+    (folder / "model.engine").write_bytes(engine)
+    facts = {
+        "tensorrt_rtx": trt.__version__,
+        "compute_capabilities": settings.compute_capabilities,
+        **tensorrt.describe(model, settings),
+    }
+    tensorrt.write_json(folder / "engine.json", facts)
+    return Exported("model.engine", extras=("engine.json",))
