@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from benchmarks.stats import PairedDifference, paired_difference
-from pipeline import summary
+from pipeline import assemble
 from pipeline.config import Config
 from pipeline.context import Context
 from pipeline.images import open_split
@@ -97,7 +97,7 @@ def _publish(
             places = _bundle([artifact for artifact, _ in measured.artifacts], folder)
             files = [(a, found, places.get(a.title)) for a, found in measured.artifacts]
             labels = open_split(dataset, "test").labels
-            summed = summary.build(
+            summed = assemble.build(
                 run=config.name,
                 seconds=_seconds(dataset, quantized, measured),
                 environment=environment(),

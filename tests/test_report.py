@@ -12,7 +12,7 @@ from pipeline import summary
 from pipeline.errors import StoreError
 from pipeline.records import Measurement
 from pipeline.stages import report as pages
-from tests.test_summary import HOST, SmallRun, usual_run
+from tests.small_run import HOST, SmallRun, usual_run
 
 EVIL = "<script>alert(1)</script>"
 

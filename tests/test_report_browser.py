@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.stages import report as pages
-from tests.test_summary import usual_run
+from tests.small_run import usual_run
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -1,11 +1,11 @@
-"""The verdict in words, the terminal tables, and the comparison of two runs."""
+"""The terminal tables, and the comparison of two runs."""
 
 import pytest
 from rich.console import Console
 
-from benchmarks.stats import PairedDifference, paired_difference
+from benchmarks.stats import paired_difference
 from pipeline import tables
-from tests.test_summary import usual_run
+from tests.small_run import usual_run
 
 WIDTH = 100
 
@@ -38,91 +38,6 @@ def other(tmp_path):
     checkpoint, _ = run.models[2]
     run.models[2] = (checkpoint, run.measured("student", run.logits(70), 9.0))
     return run.report(run="second", settings={"seed": 1, "distill": {"temperature": 2.0}})
-
-
-# ---- numbers ----
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (0.29, "0.290"), (1.5, "1.50"), (12.34, "12.3"), (1234.6, "1,235")],
-)
-def test_numbers_have_three_digits(value, text):
-    assert tables.number(value) == text
-
-
-def test_points_are_signed_and_zero_has_no_sign():
-    assert tables.points(0.0131) == "+1.31"
-    assert tables.points(-0.0131) == "−1.31"
-    assert tables.points(-0.000001) == "0.00"
-
-
-# ---- the verdict ----
-
-
-def gained(report, low, high):
-    gain = PairedDifference(difference=(low + high) / 2, ci95=(low, high), mcnemar_p=0.2, n=1200)
-    return report.model_copy(update={"gain": gain})
-
-
-def test_a_gain_is_claimed_only_when_its_interval_excludes_zero(report):
-    claim = [tables.headline(gained(report, *ci))[0].claim for ci in ((0.01, 0.03), (-0.01, 0.03))]
-    assert claim[0] == "Distillation gained 2.00 points of top-1."
-    assert claim[1] == "Distillation made no certain difference."
-    assert tables.headline(gained(report, -0.03, -0.01))[0].claim.startswith(
-        "Distillation lost 2.0"
-    )
-
-
-def test_an_uncertain_gain_is_a_warning(report):
-    assert not any("may be chance" in text for text in tables.warnings(gained(report, 0.01, 0.03)))
-    found = [
-        text for text in tables.warnings(gained(report, -0.01, 0.03)) if "may be chance" in text
-    ]
-    assert found and "−1.00 to +3.00 points" in found[0]
-
-
-def test_int8_is_set_against_float_of_the_same_format(run):
-    student = run.logits(100)
-    run.add_artifact("coreml", "int8", 10, run.measured("c", student, 2.0, student))
-    finding = tables.headline(run.report())[1]
-    assert finding.claim.startswith("Against fp32, onnx int8 is 2.3× as fast, 3.7× smaller and ")
-    assert "Median 1.30 against 3.00 ms; 2.40 against 8.90 MB" in finding.evidence
-
-
-def test_a_slow_int8_is_called_slow(run):
-    artifact, _, place = run.artifacts[1]
-    run.artifacts[1] = (artifact, run.measured("b", run.logits(100), 4.5), place)
-    report = run.report()
-    assert "onnx int8 is 1.5× as slow" in tables.headline(report)[1].claim
-    slow = [text for text in tables.warnings(report) if "slower than fp32 on this host" in text]
-    assert slow and "4.50 against 3.00 ms" in slow[0]
-
-
-def test_a_usual_run_has_only_the_warning_of_what_was_not_run(report):
-    expected = "Exported but not run here, so unverified: coreml fp16."
-    assert tables.warnings(report) == [expected]
-
-
-def test_few_test_images_are_a_warning(tmp_path):
-    report = usual_run(tmp_path, n=360).report()
-    assert any("Only 360 test images" in text for text in tables.warnings(report))
-
-
-def test_low_agreement_is_a_warning_and_worse_for_a_float_file(run):
-    student = run.logits(100)
-    wrong = run.logits(0, base=student, flips=60)
-    run.add_artifact("ort", "fp32", 10, run.measured("c", wrong, 2.0, student))
-    run.add_artifact("ort", "int8", 10, run.measured("c", wrong, 2.0, student))
-    found = [text for text in tables.warnings(run.report()) if "names the same class" in text]
-    assert "ort fp32" in found[0] and "95.00 %" in found[0] and "faulty export" in found[0]
-    assert "ort int8" in found[1] and "faulty export" not in found[1]
-
-
-def test_a_useless_teacher_is_a_warning(run):
-    checkpoint, _ = run.models[0]
-    run.models[0] = (checkpoint, run.measured("teacher", run.logits(200), 40.0))
-    assert any("no better than the baseline" in text for text in tables.warnings(run.report()))
 
 
 # ---- tables ----

@@ -16,12 +16,12 @@ import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from plotly.offline import get_plotlyjs
 
-from pipeline import tables
+from pipeline import verdict
 from pipeline.errors import StoreError
 from pipeline.records import integer_share
 from pipeline.store import writing
 from pipeline.summary import FILE, ArtifactRow, Report
-from pipeline.tables import AnyRow
+from pipeline.verdict import AnyRow
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 GREY, BLUE, GREEN, ORANGE = "#7f868f", "#3b7dd8", "#2b966a", "#d2691e"
@@ -91,22 +91,22 @@ def _render(template: str, report: Report, **more: Any) -> str:
         keep_trailing_newline=True,
     )
     page.filters.update(
-        {name: getattr(tables, name) for name in ("number", "percent", "interval", "megabytes")},
-        points=tables.points,
+        {name: getattr(verdict, name) for name in ("number", "percent", "interval", "megabytes")},
+        points=verdict.points,
         md=escape_markdown,
         tied=tied,
     )
     return page.get_template(template).render(
         report=report,
-        headline=tables.headline(report),
-        warnings=tables.warnings(report),
-        hosts=tables.hosts(report),
+        headline=verdict.headline(report),
+        warnings=verdict.warnings(report),
+        hosts=verdict.hosts(report),
         classes=class_rows(report),
         class_noise=class_noise(report),
         integers=integers(report),
         key=key(report),
         curve_table=curve_rows(report),
-        settings=list(tables.flat(report.settings)),
+        settings=list(verdict.flat(report.settings)),
         long=LONG,
         **more,
     )
@@ -153,7 +153,7 @@ def scatter(report: Report) -> go.Figure | None:
 def comparable(report: Report) -> list[AnyRow]:
     """The rows with both numbers, measured on one host under one profile: the most common one."""
     rows = [row for row in report.rows if row.latency and row.top1 is not None]
-    conditions = [(row.latency.host, tables.condition(row.latency)) for row in rows if row.latency]
+    conditions = [(row.latency.host, verdict.condition(row.latency)) for row in rows if row.latency]
     usual = max(conditions, key=conditions.count, default=None)
     return [row for row, condition in zip(rows, conditions, strict=True) if condition == usual]
 
@@ -192,10 +192,10 @@ def _point(row: AnyRow, color: str, symbol: str) -> go.Scatter:
     name = html.escape(row.title)
     latency = row.latency
     hover = (
-        f"<b>{name}</b><br>top-1 {tables.percent(row.top1)} % ({tables.interval(row.top1_ci95)})"
-        f"<br>p50 {tables.number(latency.p50_ms)} · p90 {tables.number(latency.p90_ms)}"
-        f" · p99 {tables.number(latency.p99_ms)} ms<br>{tables.megabytes(row.bytes)} MB"
-        f" · agreement {tables.percent(row.agreement)} %<extra></extra>"
+        f"<b>{name}</b><br>top-1 {verdict.percent(row.top1)} % ({verdict.interval(row.top1_ci95)})"
+        f"<br>p50 {verdict.number(latency.p50_ms)} · p90 {verdict.number(latency.p90_ms)}"
+        f" · p99 {verdict.number(latency.p99_ms)} ms<br>{verdict.megabytes(row.bytes)} MB"
+        f" · agreement {verdict.percent(row.agreement)} %<extra></extra>"
     )
     return go.Scatter(
         x=[latency.p50_ms],
@@ -268,7 +268,7 @@ def _style(figure: go.Figure, x: str, y: str, height: int) -> None:
 
 def class_rows(report: Report) -> list[dict[str, Any]]:
     """Top-1 by class of teacher, student and int8, what int8 loses most first."""
-    int8 = next((pair[1] for pair in tables.lead_pairs(report) if pair[1].class_top1), None)
+    int8 = next((pair[1] for pair in verdict.lead_pairs(report) if pair[1].class_top1), None)
     columns = {"teacher": report.model("teacher"), "student": report.model("student"), "int8": int8}
     shares = {name: row.class_top1 for name, row in columns.items() if row and row.class_top1}
     if not shares:

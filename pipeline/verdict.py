@@ -1,0 +1,249 @@
+"""What a report means, in words and rounded numbers: the sentences that every page prints.
+
+Terminal, HTML and Markdown all take them from here, so that nobody reads two verdicts.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from benchmarks.stats import Interval, paired_difference, unpaired_interval
+from pipeline.summary import ArtifactRow, LatencyRow, ModelRow, Report
+
+FEW_IMAGES = 1000
+AGREEMENT = 0.99
+NONE = "–"
+"""Shown where there is no number."""
+AnyRow = ModelRow | ArtifactRow
+
+
+# ---- numbers as people read them ----
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, or all digits before the point."""
+    if value is None:
+        return NONE
+    size = abs(value)
+    return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}"
+
+
+def percent(fraction: float | None) -> str:
+    """A share in per cent, without the sign: it is in the column's head."""
+    return NONE if fraction is None else f"{100 * fraction:.2f}"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, signed."""
+    text = f"{100 * difference:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
+
+
+def interval(ci95: Interval | None) -> str:
+    """An interval of a share, in per cent."""
+    return NONE if ci95 is None else f"{percent(ci95[0])}–{percent(ci95[1])}"
+
+
+def points_interval(ci95: Interval) -> str:
+    """An interval of a difference, in points."""
+    return f"{points(ci95[0])} to {points(ci95[1])}"
+
+
+def megabytes(size: int | None) -> str:
+    """Bytes in units of 10^6."""
+    return NONE if size is None else number(size / 1e6)
+
+
+def probability(p: float) -> str:
+    """A p value, with its relation."""
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
+# ---- comparing two rows ----
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Top-1 of B minus top-1 of A."""
+
+    value: float
+    ci95: Interval
+    paired: bool
+
+
+def difference(a: AnyRow, b: AnyRow, *, same_images: bool) -> Difference | None:
+    """Paired where both rows kept their answers to the same images; None without accuracies."""
+    if a.top1 is None or b.top1 is None or not a.n or not b.n:
+        return None
+    right_a, right_b = a.correctness(), b.correctness()
+    if same_images and right_a is not None and right_b is not None and a.n == b.n:
+        found = paired_difference(right_a, right_b)
+        return Difference(found.difference, found.ci95, paired=True)
+    return Difference(b.top1 - a.top1, unpaired_interval(a.top1, a.n, b.top1, b.n), paired=False)
+
+
+def incomparable(a: LatencyRow, b: LatencyRow) -> str:
+    """Why two latencies must not be compared; empty where they may."""
+    if a.host != b.host:
+        return f"measured on different hosts: {a.host} / {b.host}"
+    if (a.profile, a.threads) != (b.profile, b.threads):
+        return f"measured under different profiles: {condition(a)} / {condition(b)}"
+    return ""
+
+
+def condition(latency: LatencyRow) -> str:
+    """Profile and threads."""
+    return f"{latency.profile}, {latency.threads} thread{'s' if latency.threads != 1 else ''}"
+
+
+# ---- the verdict ----
+
+
+class Finding(NamedTuple):
+    """One thing that the run found out."""
+
+    claim: str
+    evidence: str
+
+    def __str__(self) -> str:
+        return f"{self.claim} {self.evidence}".strip()
+
+
+def headline(report: Report) -> list[Finding]:
+    """What the run found out: what distillation gained, and what int8 costs and saves."""
+    pairs = lead_pairs(report)[:1]
+    found = [_gain(report), *(_int8(*pair) for pair in pairs)]
+    return [finding for finding in found if finding.claim]
+
+
+def lead_pairs(report: Report) -> list[tuple[ArtifactRow, ArtifactRow]]:
+    """Float and int8 files, the pair to speak of first: measured, and ONNX."""
+    return sorted(
+        report.int8_pairs(), key=lambda pair: (pair[1].top1 is None, pair[0].format != "onnx")
+    )
+
+
+def _gain(report: Report) -> Finding:
+    student, baseline, gain = report.model("student"), report.model("baseline"), report.gain
+    if student is None or student.top1 is None:
+        return Finding("The student was not measured.", "")
+    if gain is None or baseline is None:
+        claim = f"The student reaches a top-1 of {percent(student.top1)} %."
+        return Finding(claim, "There is no baseline to compare it with.")
+    size = f"{abs(100 * gain.difference):.2f} points of top-1"
+    if gain.ci95[0] > 0:
+        claim = f"Distillation gained {size}."
+    elif gain.ci95[1] < 0:
+        claim = f"Distillation lost {size}."
+    else:
+        claim = "Distillation made no certain difference."
+    return Finding(
+        claim,
+        f"{percent(student.top1)} % against {percent(baseline.top1)} % for the same network "
+        f"trained alone; 95 % interval of the difference {points_interval(gain.ci95)} points, "
+        f"{probability(gain.mcnemar_p)}, {gain.n:,} test images.",
+    )
+
+
+def _int8(plain: ArtifactRow, int8: ArtifactRow) -> Finding:
+    claims, evidence = [], []
+    a, b = plain.latency, int8.latency
+    if a and b and not incomparable(a, b):
+        ratio = a.p50_ms / b.p50_ms
+        claims.append(f"{ratio:.1f}× as fast" if ratio >= 1 else f"{1 / ratio:.1f}× as slow")
+        evidence.append(f"median {number(b.p50_ms)} against {number(a.p50_ms)} ms")
+    if plain.bytes and int8.bytes:
+        claims.append(f"{plain.bytes / int8.bytes:.1f}× smaller")
+        evidence.append(f"{megabytes(int8.bytes)} against {megabytes(plain.bytes)} MB")
+    change = difference(plain, int8, same_images=True)
+    if change:
+        certain = not change.ci95[0] <= 0 <= change.ci95[1]
+        way = "more" if change.value > 0 else "less"
+        amount = f"{abs(100 * change.value):.2f} points {way} accurate"
+        claims.append(amount if certain else "not measurably less accurate")
+        evidence.append(
+            f"top-1 {percent(int8.top1)} against {percent(plain.top1)} %, "
+            f"95 % interval of the difference {points_interval(change.ci95)} points"
+        )
+    if not claims:
+        return Finding("", "")
+    listed = " and ".join(filter(None, (", ".join(claims[:-1]), claims[-1])))
+    details = "; ".join(evidence)
+    return Finding(
+        f"Against {plain.precision}, {int8.title} is {listed}.",
+        f"{details[0].upper()}{details[1:]}.",
+    )
+
+
+def warnings(report: Report) -> list[str]:
+    """What a reader must know before believing or shipping, in plain words."""
+    faults = [fault for row in report.artifacts for fault in _faults(row)]
+    return [*_doubts(report), *faults, *_slow(report), *_unseen(report)]
+
+
+def _doubts(report: Report) -> Iterator[str]:
+    n = next((row.n for row in report.rows if row.n), None)
+    if n is not None and n < FEW_IMAGES:
+        yield f"Only {n:,} test images: every accuracy here is uncertain by several points."
+    gain = report.gain
+    if gain and gain.ci95[0] <= 0 <= gain.ci95[1]:
+        yield (
+            f"The difference between student and baseline ({points_interval(gain.ci95)} points) "
+            "may be chance: its 95 % interval includes zero."
+        )
+    teacher, baseline = report.model("teacher"), report.model("baseline")
+    if teacher and baseline and teacher.top1 and baseline.top1 and teacher.top1 <= baseline.top1:
+        yield "The teacher is no better than the baseline: there was nothing to distil from it."
+    if len({(row.latency.host, condition(row.latency)) for row in report.rows if row.latency}) > 1:
+        yield "Latencies come from different hosts or profiles: compare only within one."
+
+
+def _faults(row: ArtifactRow) -> Iterator[str]:
+    if row.agreement is not None and row.agreement < AGREEMENT:
+        blame = (
+            "" if row.precision == "int8" else "; for a float file that points to a faulty export"
+        )
+        yield (
+            f"{row.title} names the same class as the student on only {percent(row.agreement)} % "
+            f"of the test images{blame}."
+        )
+    if row.parity and row.parity.max_abs_diff is None:
+        yield f"{row.title} gave outputs that are not numbers."
+
+
+def _slow(report: Report) -> Iterator[str]:
+    for plain, int8 in report.int8_pairs():
+        a, b = plain.latency, int8.latency
+        if int8.variant == "symmetric":  # made for TensorRT: CPU kernels want zero points
+            continue
+        if a and b and not incomparable(a, b) and b.p50_ms >= a.p50_ms:
+            yield (
+                f"{int8.title} is slower than {plain.precision} on this host (p50 "
+                f"{number(b.p50_ms)} against {number(a.p50_ms)} ms): operators that stay float are "
+                "surrounded by conversions, or this processor lacks int8 instructions."
+            )
+
+
+def _unseen(report: Report) -> Iterator[str]:
+    titles = [row.title for row in report.artifacts if row.path and row.top1 is None]
+    if titles:
+        yield f"Exported but not run here, so unverified: {', '.join(titles)}."
+
+
+def hosts(report: Report) -> list[str]:
+    """Where and how the latencies were measured, one line a condition."""
+    found = dict.fromkeys(
+        f"Latency: one image at a time, profile {condition(row.latency)}, on {row.latency.host}."
+        for row in report.rows
+        if row.latency
+    )
+    return list(found)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested tables as "distill.temperature"."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

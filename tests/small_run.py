@@ -1,0 +1,171 @@
+"""A small run's records with real predictions, from which tests build reports."""
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.stats import paired_difference, wilson
+from pipeline import assemble, summary
+from pipeline.records import (
+    Accuracy,
+    Artifact,
+    Calibration,
+    Checkpoint,
+    Dataset,
+    Epoch,
+    InputSpec,
+    Latency,
+    Measurement,
+    Parity,
+    Quantized,
+    Split,
+)
+
+LABELS = ("shirt", "boot", "bag")
+SPEC = InputSpec(size=8, channels=1, mean=(0.28,), std=(0.35,))
+HOST = "Example CPU, 2 cores, x86_64"
+
+
+class SmallRun:
+    """The records of one run in `folder`, with real predictions; `report` builds its report."""
+
+    def __init__(self, folder: Path, n: int = 1200, labels=LABELS, host=HOST, seed=0):
+        self.folder, self.host, self.names, self.n = folder, host, labels, n
+        self.truth = np.random.default_rng(5).integers(0, len(labels), n)
+        self.rng = np.random.default_rng(seed)
+        self.models, self.artifacts = [], []
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights.pt").write_bytes(bytes(8_000))
+        np.save(folder / "labels.npy", self.truth)
+        np.save(folder / "images.npy", np.arange(n, dtype=np.uint8))
+        test = Split(n=n, labels="labels.npy", images="images.npy")
+        self.dataset = Dataset(
+            key="d0",
+            folder=folder,
+            source="three kinds of things",
+            labels=labels,
+            input=SPEC,
+            train=test.model_copy(update={"n": 5000}),
+            val=test.model_copy(update={"n": 500}),
+            test=test,
+            digest="d1" * 32,
+            licence="MIT",
+        )
+
+    def logits(self, wrong: int, base=None, flips: int = 0) -> np.ndarray:
+        """Logits that name the first `wrong` images wrongly; or `base`'s, `flips` of them moved."""
+        if base is None:
+            named = self.truth.copy()
+            named[:wrong] = (named[:wrong] + 1) % len(self.names)
+        else:
+            named = base.argmax(axis=1)
+            moved = self.rng.choice(self.n, flips, replace=False)
+            named[moved] = (named[moved] + 1) % len(self.names)
+        logits = self.rng.normal(0, 0.1, (self.n, len(self.names))).astype(np.float32)
+        logits[np.arange(self.n), named] += 4
+        return logits
+
+    def measured(self, name, logits, p50, student=None, **more) -> Measurement:
+        np.save(self.folder / f"{name}.npy", logits)
+        hits = int((logits.argmax(axis=1) == self.truth).sum())
+        accuracy = Accuracy(
+            top1=hits / self.n,
+            top1_ci95=wilson(hits, self.n),
+            n=self.n,
+            evaluated_with="onnxruntime 1.32.0",
+            predictions=f"{name}.npy",
+        )
+        same = None if student is None else student.argmax(1) == logits.argmax(1)
+        parity = None
+        if student is not None and same is not None:
+            gap = float(np.abs(student - logits).max())
+            parity = Parity(max_abs_diff=gap, top1_agreement=float(same.mean()), n=self.n)
+        latency = Latency(
+            profile="phone-1t",
+            threads=1,
+            p50_ms=p50,
+            p90_ms=1.1 * p50,
+            p99_ms=1.3 * p50,
+            n=512,
+            warmup=64,
+            first_ms=3 * p50,
+            host=self.host,
+            raw="raw.npy",
+        )
+        fields = {"accuracy": accuracy, "parity": parity, "latency": latency, "load_ms": 12.0}
+        fields |= {"peak_rss_bytes": 61_000_000, "folder": self.folder} | more
+        return Measurement(**fields)
+
+    def add_model(self, role, wrong, p50, epochs=3, **more):
+        logits = self.logits(wrong)
+        checkpoint = Checkpoint(
+            key=f"{role}-key",
+            folder=self.folder,
+            role=role,
+            arch="mobilenet_v2",
+            labels=self.names,
+            input=SPEC,
+            params=2_236_682,
+            macs=6_500_000,
+            device="cpu",
+            history=tuple(
+                Epoch(epoch=e, loss=1 / e, val_top1=1 - 0.5 / e, seconds=2.0)
+                for e in range(1, epochs + 1)
+            ),
+        )
+        checkpoint = checkpoint.model_copy(update=more)
+        self.models.append((checkpoint, self.measured(role, logits, p50)))
+        return logits
+
+    def add_artifact(self, name, precision, size, found, variant=None, **more):
+        artifact = Artifact(
+            key=f"{name}-{precision}",
+            folder=self.folder,
+            format=name,
+            precision=precision,
+            variant=variant,
+            file=f"{name}.bin" if size else None,
+            bytes=size,
+            sha256="ab" * 32 if size else None,
+        ).model_copy(update=more)
+        place = f"{name}-{precision}.bin" if size else None
+        self.artifacts.append((artifact, found, place))
+
+    def report(self, **more) -> summary.Report:
+        right = {
+            checkpoint.role: np.load(found.folder / found.accuracy.predictions).argmax(1)
+            == self.truth
+            for checkpoint, found in self.models
+            if found.accuracy is not None
+        }
+        facts = {
+            "run": "quick",
+            "seconds": {"teach": 71.2, "distill": 64.0},
+            "environment": {"cpu": self.host, "torch": "2.14.1", "coremltools": None},
+            "settings": {"seed": 0, "distill": {"temperature": 4.0, "loss": "kd"}},
+            "gain": paired_difference(right["baseline"], right["student"]),
+            "command": "python -m pipeline run pipeline/configs/quick.toml",
+            "date": "2026-01-02T03:04:05+00:00",
+            "quantized": Quantized(
+                calibration=Calibration(method="minmax", images=512),
+                operators={"QLinearConv": 52, "QLinearAdd": 10, "ReduceMean": 1},
+            ),
+            "test_labels": self.truth,
+        }
+        return assemble.build(
+            dataset=self.dataset, models=self.models, artifacts=self.artifacts, **(facts | more)
+        )
+
+
+def usual_run(folder: Path, **more) -> SmallRun:
+    """Three models, ONNX in float and int8, one file that cannot run here, one that is missing."""
+    run = SmallRun(folder, **more)
+    run.add_model("teacher", 60, 40.0)
+    run.add_model("baseline", 130, 9.0)
+    student = run.add_model("student", 100, 9.0)
+    run.add_artifact("onnx", "fp32", 8_900_000, run.measured("a", student, 3.0, student))
+    int8 = run.logits(0, base=student, flips=6)
+    run.add_artifact("onnx", "int8", 2_400_000, run.measured("b", int8, 1.3, student))
+    run.add_artifact("coreml", "fp16", 4_500_000, Measurement(skipped="needs macOS"))
+    run.add_artifact("tensorrt", "int8", None, Measurement(), skipped="needs a GPU to build")
+    return run
