@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -52,7 +52,7 @@ class Bar:
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         """Count `steps`; `note` is shown behind the numbers."""
-        notes = {} if note is None else {"note": note}
+        notes: dict[str, Any] = {} if note is None else {"note": note}
         _display.update(self._task, advance=steps, **notes)
 
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import StoreError
+from pipeline.progress import console
 from pipeline.records import SCHEMA, Result
 
 R = TypeVar("R", bound=Result)
@@ -72,6 +73,21 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             yield path.relative_to(folder).as_posix(), path.stat().st_size
+
+
+@contextmanager
+def _alone(path: Path, stage: str) -> Iterator[None]:
+    """Hold the lock at `path`, waiting for another process that has it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"{stage}: another run is working on the same result; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -143,7 +159,7 @@ class Store:
         home = self.root / stage / key
         with writing(self.root):
             (self.root / ".locks").mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / ".locks" / f"{stage}-{key}"):
+            with _alone(self.root / ".locks" / f"{stage}-{key}", stage):
                 found = self.load(kind, home)
                 reused = found is not None
                 record = found if found is not None else self._make(home, stage, key, work)

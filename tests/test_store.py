@@ -98,7 +98,7 @@ from pipeline.store import Store
 def work(folder):
     with open(sys.argv[2], "a") as log:
         log.write("worked\\n")
-    time.sleep(0.5)
+    time.sleep(3)
     (folder / "a.bin").write_bytes(b"12345")
     return Measurement(load_ms=1.0)
 
@@ -109,8 +109,12 @@ Store(Path(sys.argv[1])).get(Measurement, "measure", work, version=1, settings={
 def test_two_processes_on_one_key_work_once(tmp_path):
     log = tmp_path / "log"
     command = [sys.executable, "-c", RACER, str(tmp_path / "store"), str(log)]
-    racers = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
-    assert [racer.wait(60) for racer in racers] == [0, 0, 0]
+    racers = [
+        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    told = [racer.communicate(timeout=60)[1] for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0, 0]
+    assert sum("waiting for it" in text for text in told) == 2
     assert log.read_text() == "worked\n"
 
 
