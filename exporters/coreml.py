@@ -120,6 +120,8 @@ def convert(
             compute_precision=ct.precision.FLOAT16,
             skip_model_load=True,  # on macOS it would be compiled here, for nothing
         )
+    except OSError:  # a full disk is no refusal
+        raise
     except Exception as error:  # nor has coremltools
         raise _refusal("Core ML", error, program) from error
 

@@ -9,12 +9,10 @@ whose Python API is the same under another name.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +24,7 @@ from exporters import Exported, Variant
 from exporters.onnx import INPUT
 from pipeline import settings
 from pipeline.errors import CannotRunHereError, ExportError, UnavailableError, require
-from pipeline.machine import cuda_devices
+from pipeline.machine import cuda_devices, cuda_name, driver_version
 from pipeline.records import Artifact, Result
 from runtime import Availability
 
@@ -88,7 +86,8 @@ def availability() -> Availability:
     """Always there; `detail` says what would be made."""
     if missing := _missing():
         return Availability(True, f"graph and trtexec script only: {missing}")
-    return Availability(True, f"an engine for the {gpu()}")
+    # The driver's version is part of the store's key: with another one a build may succeed.
+    return Availability(True, f"an engine for the {cuda_name()}, driver {driver_version()}")
 
 
 def variants(settings: EngineSettings) -> Sequence[Variant]:
@@ -119,7 +118,7 @@ def _engine(model: onnx.ModelProto, settings: Settings, folder: Path) -> Exporte
     trt = require("tensorrt", EXTRA)
     engine = build_engine(trt, model, settings)
     (folder / "model.engine").write_bytes(engine)
-    facts = {"tensorrt": trt.__version__, "gpu": gpu(), **describe(model, settings)}
+    facts = {"tensorrt": trt.__version__, "gpu": cuda_name(), **describe(model, settings)}
     write_json(folder / "engine.json", facts)
     return Exported("model.engine", extras=("engine.json",))
 
@@ -232,17 +231,6 @@ def describe(model: onnx.ModelProto, settings: EngineSettings) -> dict[str, Any]
 def write_json(path: Path, facts: dict[str, Any]) -> None:
     """Write `facts` for people and programs."""
     path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@functools.cache
-def gpu() -> str:
-    """Name of the first GPU, asked of the driver; call it only where there is one."""
-    driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    driver.cuInit(0)
-    driver.cuDeviceGet(ctypes.byref(device), 0)
-    driver.cuDeviceGetName(name, len(name), device)
-    return name.value.decode()
 
 
 def _missing() -> str | None:

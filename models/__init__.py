@@ -48,7 +48,8 @@ def build(
     or timm classifier (``torchvision/<name>`` or ``timm/<name>`` where both have it).
     `stem_stride` and `dropout` apply to the students, `width` also to the CIFAR-style ResNets.
 
-    Raises `ConfigError` for an unknown name, `NotInstalledError` where timm is needed.
+    Raises `ConfigError` for an unknown name, a width that the network cannot have, or images that
+    it cannot take, `NotInstalledError` where timm is needed.
     """
     from models import mobilenet, resnet
 
@@ -64,7 +65,13 @@ def build(
         )
     if resnet.is_cifar(arch):
         return resnet.cifar(arch, classes=classes, channels=channels, width=width)
-    if (network := resnet.library(arch, classes=classes, channels=channels)) is not None:
+    network = resnet.library(arch, classes=classes, channels=channels, image_size=image_size)
+    if network is not None:
+        if width != 1.0:
+            raise ConfigError(
+                f"`{arch}` has no width multiplier, and its width is set to {width:g}",
+                remedy="Leave teach.width at 1, or choose a resnet<6n+2>_cifar.",
+            )
         return network
     near = difflib.get_close_matches(arch, [*STUDENTS, *resnet.known()], n=1)
     hint = f"Did you mean `{near[0]}`? " if near else ""

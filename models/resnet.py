@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from pipeline.errors import ConfigError, NotInstalledError, require
+from pipeline.errors import ConfigError, NotInstalledError, PipelineError, require
 
 CIFAR = re.compile(r"resnet(\d+)_cifar")
 
@@ -76,18 +79,37 @@ def known() -> list[str]:
     return own + torchvision.models.list_models(module=torchvision.models)
 
 
-def library(arch: str, *, classes: int, channels: int) -> nn.Module | None:
+def library(arch: str, *, classes: int, channels: int, image_size: int) -> nn.Module | None:
     """A torchvision or timm classifier by name, untrained; None where neither knows it.
 
-    A first convolution that wants RGB is given as many channels as the images have. Raises
-    `NotInstalledError` for a ``timm/`` name without timm, `ConfigError` for a network whose
-    first convolution or output cannot be fitted.
+    A first convolution that wants RGB is given as many channels as the images have, and a network
+    that is made for one image size is made for `image_size`. Raises `NotInstalledError` for a
+    ``timm/`` name without timm, `ConfigError` for a network that cannot be fitted to such images.
     """
+    try:
+        network = _made(arch, classes, channels, image_size)
+        if network is not None:
+            _try_out(network, (2, channels, image_size, image_size), classes)
+    except PipelineError:
+        raise
+    except Exception as error:  # whatever a library's network objects with
+        reason = next(iter(str(error).splitlines()), "")
+        raise ConfigError(
+            f"`{arch}` cannot take images of {image_size} px with {channels} channels: "
+            f"{type(error).__name__}: {reason}",
+            remedy="Set data.size to a size it can take (224 suits most), or choose a network for "
+            "small images, such as resnet20_cifar.",
+        ) from error
+    return network
+
+
+def _made(arch: str, classes: int, channels: int, image_size: int) -> nn.Module | None:
     maker, _, name = arch.rpartition("/")
     if maker not in ("", "torchvision", "timm"):
         return None
     if maker != "timm" and name in torchvision.models.list_models(module=torchvision.models):
-        network = torchvision.models.get_model(name, weights=None, num_classes=classes)
+        more = _torchvision_settings(name, image_size)
+        network = torchvision.models.get_model(name, weights=None, num_classes=classes, **more)
         _fit_channels(network, channels)
         return network
     try:
@@ -98,8 +120,45 @@ def library(arch: str, *, classes: int, channels: int) -> nn.Module | None:
         return None
     if maker == "torchvision" or not timm.is_model(name):
         return None
+    more = _timm_settings(timm.get_pretrained_cfg(name), image_size)
     create: Callable[..., nn.Module] = timm.create_model
-    return create(name, pretrained=False, num_classes=classes, in_chans=channels)
+    return create(name, pretrained=False, num_classes=classes, in_chans=channels, **more)
+
+
+def _torchvision_settings(name: str, image_size: int) -> dict[str, Any]:
+    if name in ("googlenet", "inception_v3"):
+        # In training their further heads would make the answer a tuple.
+        return {"aux_logits": False, "init_weights": True}
+    if name.startswith("vit_"):
+        return {"image_size": image_size}
+    return {"input_size": (image_size, image_size)} if name.startswith("maxvit") else {}
+
+
+def _timm_settings(made_for: Any, image_size: int) -> dict[str, int]:
+    # Not every network of one size has the argument: it is given only where it changes something.
+    if made_for and made_for.fixed_input_size and made_for.input_size[-1] != image_size:
+        return {"img_size": image_size}
+    return {}
+
+
+def _try_out(network: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+    """Raise unless `network` answers a training batch of that shape with logits."""
+    try:
+        answer = _answer(network, shape, "meta")
+    except Exception:  # perhaps only because it asks for values, which "meta" tensors have not
+        answer = _answer(network, shape, "cpu")
+    if not isinstance(answer, Tensor) or answer.shape != (shape[0], classes):
+        found = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise TypeError(f"its answer is {found}, not logits {[shape[0], classes]}")
+
+
+@torch.no_grad()
+def _answer(network: nn.Module, shape: tuple[int, ...], device: str) -> object:
+    """What `network` makes of zeros, on stand-ins of its parameters and running statistics."""
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    stand_ins = {name: tensor.detach().to(device, copy=True) for name, tensor in tensors}
+    with torch.random.fork_rng(devices=[]):
+        return functional_call(network, stand_ins, (torch.zeros(shape, device=device),))
 
 
 def _fit_channels(network: nn.Module, channels: int) -> None:
@@ -108,7 +167,10 @@ def _fit_channels(network: nn.Module, channels: int) -> None:
             if module.in_channels == channels:
                 return
             if module.groups != 1:
-                raise ConfigError(f"cannot give the first convolution {channels} input channels")
+                raise ConfigError(
+                    f"cannot give the first convolution {channels} input channels",
+                    remedy=f"Set data.channels to {module.in_channels}, or choose another network.",
+                )
             parent = network.get_submodule(name.rpartition(".")[0])
             replace_convolution(parent, name.rpartition(".")[2], in_channels=channels)
             return

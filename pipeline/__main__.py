@@ -1,21 +1,38 @@
 """The command line: run, show, report, compare, doctor."""
 
+import shlex
 import signal
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.core import TyperGroup
 
-from pipeline.errors import PipelineError, StoreError
+from pipeline.errors import CannotRunHereError, PipelineError, StoreError
 from pipeline.progress import console, make_console
 
 RUNS = Path("runs")
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
+
+class _Commands(TyperGroup):
+    """Says how to go on after an interruption: Typer itself would end without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            console.print("\nStopped. Run the same command again to go on where it was.")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="From a labelled image set to measured classifier files for a phone.",
     no_args_is_help=True,
     add_completion=False,
@@ -117,25 +134,45 @@ def _print(what: object) -> None:
 
 
 def _command() -> str:
-    return " ".join(["python -m pipeline", *sys.argv[1:]])
+    return shlex.join(["python", "-m", "pipeline", *sys.argv[1:]])
+
+
+def explained(error: Exception) -> PipelineError | None:
+    """`error` as a message for the user; None where it is a fault of this program."""
+    if isinstance(error, PipelineError):
+        return error
+    # By name: torch may not be loaded, and loading it takes seconds.
+    if "OutOfMemoryError" in (kind.__name__ for kind in type(error).__mro__):
+        reason = next(iter(str(error).splitlines()), "")
+        return CannotRunHereError(
+            f"out of memory: {reason}",
+            "Lower batch_size, for example: --set teach.recipe.batch_size=64 or "
+            "--set student.recipe.batch_size=64",
+        )
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return PipelineError(
+            f"{error.strerror or error}{where}", "With --debug you see where it happened."
+        )
+    return None
 
 
 def main() -> None:
     """Turn errors into a message and an exit code: 2 for bad input, 130 for an interruption."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app(prog_name="python -m pipeline", standalone_mode=True)
-    except PipelineError as error:
-        if _state["debug"]:
+        app(prog_name="python -m pipeline")
+    except Exception as error:
+        told = explained(error)
+        if told is None:
             raise
-        text = f"[bold red]Error:[/] {escape(error.message)}"
+        if _state["debug"]:
+            traceback.print_exc()
+        text = f"[bold red]Error:[/] {escape(told.message)}"
         console.print(text, highlight=False, soft_wrap=True)
-        if error.remedy:
-            console.print(escape(error.remedy), highlight=False, soft_wrap=True)
+        if told.remedy:
+            console.print(escape(told.remedy), highlight=False, soft_wrap=True)
         raise SystemExit(EXIT_BAD_INPUT) from None
-    except KeyboardInterrupt:
-        console.print("\nStopped. Run the same command again to go on where it was.")
-        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 if __name__ == "__main__":

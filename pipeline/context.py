@@ -1,8 +1,9 @@
 """What every stage of one run shares."""
 
+import platform
 from dataclasses import dataclass
 
-from pipeline.machine import versions
+from pipeline.machine import cuda_devices, versions
 from pipeline.settings import Device
 from pipeline.store import Store
 
@@ -25,4 +26,16 @@ class Context:
         The number of threads is left out: it may change between two runs of the same experiment.
         """
         packages = versions("torch", "torchvision", "timm")
-        return {"seed": self.seed, "device": self.device, **packages}
+        return {"seed": self.seed, "device": self._kind_of_device(), **packages}
+
+    def _kind_of_device(self) -> str:
+        """What `auto` will be, told without torch.
+
+        A machine that was given a GPU must not find the results of its CPU.
+        """
+        if self.device != "auto":
+            return self.device
+        if cuda_devices():
+            return "cuda"
+        apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+        return "mps" if apple else "cpu"

@@ -6,6 +6,7 @@
     ├── ConfigError          a settings file or a --set that cannot be used
     ├── DataError            an image set that cannot be used
     ├── CheckpointError      a checkpoint that does not fit
+    ├── TrainingError        a training that failed
     ├── StoreError           a result folder that cannot be written or read
     ├── ExportError          a network that a format cannot hold
     └── UnavailableError     something this installation or machine lacks
@@ -41,6 +42,10 @@ class DataError(PipelineError):
 
 class CheckpointError(PipelineError):
     """A checkpoint whose content does not fit the network or the data."""
+
+
+class TrainingError(PipelineError):
+    """A training that failed."""
 
 
 class StoreError(PipelineError):

@@ -12,18 +12,22 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from benchmarks.stats import PairedDifference, paired_difference
-from pipeline import assemble
+from pipeline import assemble, summary
 from pipeline.config import Config
 from pipeline.context import Context
+from pipeline.errors import CannotRunHereError, StoreError, require
 from pipeline.images import open_split
-from pipeline.machine import environment
+from pipeline.machine import cuda_devices, environment, package_version
 from pipeline.progress import console
 from pipeline.records import Artifact, Dataset, Quantized
 from pipeline.stages import report
 from pipeline.stages.measure import Measured, answers
-from pipeline.store import Store, digest, writing
+from pipeline.store import Store, digest, file_sha256, writing
+from pipeline.summary import BUNDLE, Report
 
 OFF = "switched off"
+STATE = ".state"
+"""What pages and bundle were made of, in the run's folder."""
 
 
 def run(config: Config, store: Store, runs: Path, command: str) -> Path:
@@ -31,6 +35,7 @@ def run(config: Config, store: Store, runs: Path, command: str) -> Path:
 
     `command` is what was typed; the report repeats it.
     """
+    check(config)
     context = Context(store=store, seed=config.seed, device=config.device, threads=config.threads)
     say = _Speaker(store)
     dataset = config.data.run(context)
@@ -49,6 +54,21 @@ def run(config: Config, store: Store, runs: Path, command: str) -> Path:
     measured = config.measure.run(context, models, artifacts, dataset)
     say("measure", *measured.lines)
     return _publish(config, dataset, quantized, measured, runs, command, say.worked)
+
+
+def check(config: Config) -> None:
+    """Find out in milliseconds what would otherwise end the run after hours.
+
+    Raises `CheckpointError`, `CannotRunHereError` or `NotInstalledError`.
+    """
+    config.teach.check()
+    if config.device == "cuda" and not cuda_devices():
+        raise CannotRunHereError(
+            'device = "cuda", and there is no NVIDIA driver or GPU on this machine',
+            remedy='Use device = "auto" or "cpu".',
+        )
+    if config.student.arch.startswith("mobilenet_v4") and package_version("timm") is None:
+        require("timm", "timm")
 
 
 class _Speaker:
@@ -87,57 +107,91 @@ def _publish(
     """Fill runs/<name>: the shipped files and the three pages. Nothing where both are current."""
     folder = runs / config.name
     state = digest([config, dataset, quantized, measured.models, measured.artifacts])
+    artifacts = [artifact for artifact, _ in measured.artifacts]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            stamp = folder / ".state"
-            if not worked and stamp.exists() and stamp.read_text() == state:
+            if not worked and _is_current(folder, state, artifacts):
                 console.print("Nothing to do: every result was there already.")
                 return folder
-            places = _bundle([artifact for artifact, _ in measured.artifacts], folder)
-            files = [(a, found, places.get(a.title)) for a, found in measured.artifacts]
-            labels = open_split(dataset, "test").labels
-            summed = assemble.build(
-                run=config.name,
-                seconds=_seconds(dataset, quantized, measured),
-                environment=environment(),
-                dataset=dataset,
-                models=measured.models,
-                artifacts=files,
-                settings=config.model_dump(mode="json"),
-                gain=_gain(measured, labels),
-                command=command,
-                date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-                quantized=quantized,
-                test_labels=labels,
-            )
-            report.write(summed, folder)
-            stamp.write_text(state)
+            _bundle(artifacts, folder)
+            report.write(_summary(config, dataset, quantized, measured, command), folder)
+            (folder / STATE).write_text(state)
     return folder
 
 
-def _bundle(artifacts: Sequence[Artifact], folder: Path) -> dict[str, str]:
-    """Copy the files into bundle/<format>/<precision>; return each one's place by title."""
-    fresh, bundle, old = folder / ".bundle.new", folder / "bundle", folder / ".bundle.old"
+def _is_current(folder: Path, state: str, artifacts: Sequence[Artifact]) -> bool:
+    """Whether pages and bundle are those of `state`, and whole."""
+    stamp = folder / STATE
+    if not stamp.exists() or stamp.read_text() != state:
+        return False
+    try:
+        summary.read(folder)
+    except StoreError:
+        return False
+    for artifact in artifacts:
+        if artifact.file is not None:
+            shipped = folder / BUNDLE / _place(artifact)
+            extras = (shipped.parent / name for name in artifact.extras)
+            if not shipped.exists() or file_sha256(shipped) != artifact.sha256:
+                return False
+            if not all(path.exists() for path in extras):
+                return False
+    return all((folder / page).exists() for page in report.PAGES)
+
+
+def _summary(
+    config: Config,
+    dataset: Dataset,
+    quantized: Quantized | None,
+    measured: Measured,
+    command: str,
+) -> Report:
+    labels = open_split(dataset, "test").labels
+    return assemble.build(
+        run=config.name,
+        seconds=_seconds(dataset, quantized, measured),
+        environment=environment(),
+        dataset=dataset,
+        models=measured.models,
+        artifacts=[
+            (artifact, found, None if artifact.file is None else _place(artifact))
+            for artifact, found in measured.artifacts
+        ],
+        settings=config.model_dump(mode="json"),
+        gain=_gain(measured, labels),
+        command=command,
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        quantized=quantized,
+        test_labels=labels,
+    )
+
+
+def _place(artifact: Artifact) -> str:
+    """Where its file lies in the bundle: <format>/<precision>[-<variant>]/<file>."""
+    kind = "-".join(filter(None, (artifact.precision, artifact.variant)))
+    return f"{artifact.format}/{kind}/{artifact.file}"
+
+
+def _bundle(artifacts: Sequence[Artifact], folder: Path) -> None:
+    """Copy the files of `artifacts` into the bundle, which is replaced as a whole."""
+    fresh, bundle, old = folder / ".bundle.new", folder / BUNDLE, folder / ".bundle.old"
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    places = {}
+    fresh.mkdir(parents=True)
     for artifact in artifacts:
         if artifact.file is None:
             continue
-        home = Path(artifact.format, "-".join(filter(None, (artifact.precision, artifact.variant))))
-        (fresh / home).mkdir(parents=True)
+        home = (fresh / _place(artifact)).parent
+        home.mkdir(parents=True)
         for name in (artifact.file, *artifact.extras):
             source = artifact.folder / name
             copy = shutil.copytree if source.is_dir() else shutil.copy2
-            copy(source, fresh / home / name)
-        places[artifact.title] = (home / artifact.file).as_posix()
-    fresh.mkdir(parents=True, exist_ok=True)
+            copy(source, home / name)
     if bundle.exists():
         bundle.rename(old)
     fresh.rename(bundle)
     shutil.rmtree(old, ignore_errors=True)
-    return places
 
 
 def _gain(measured: Measured, labels: NDArray[np.int64]) -> PairedDifference | None:

@@ -70,6 +70,19 @@ def bar(what: str, total: int) -> Iterator[Bar]:
             _display.stop()
 
 
+@contextmanager
+def still() -> Iterator[None]:
+    """No redrawing inside: a measurement wants the machine for itself."""
+    running = _display.live.is_started
+    if running:
+        _display.stop()
+    try:
+        yield
+    finally:
+        if running:
+            _display.start()
+
+
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """Iterate with a bar."""
     with bar(what, total) as shown:

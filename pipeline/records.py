@@ -6,7 +6,7 @@ stored as ``record.json`` beside the files that it names; those names are relati
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -86,7 +86,7 @@ class Dataset(Result):
     val: Split
     test: Split
     digest: str
-    """SHA-256 over classes, contract, labels and pixels (when streamed: the files' contents)."""
+    """SHA-256 over classes, contract, labels and pixels (streamed: files and Pillow's version)."""
     licence: str = "unknown"
     """Terms of the images."""
 
@@ -190,6 +190,11 @@ class Quantized(Result):
         )
 
 
+def artifact_title(artifact_format: str, precision: str, variant: str | None) -> str:
+    """For people: "onnx int8 (symmetric)"."""
+    return f"{artifact_format} {precision}" + (f" ({variant})" if variant else "")
+
+
 class Artifact(Result):
     """One exported file (or folder) for one runtime, or the reason why there is none."""
 
@@ -221,8 +226,8 @@ class Artifact(Result):
 
     @property
     def title(self) -> str:
-        """For people: "onnx int8 (symmetric)"."""
-        return f"{self.format} {self.precision}" + (f" ({self.variant})" if self.variant else "")
+        """For people, and what a `Variant.source` names it by."""
+        return artifact_title(self.format, self.precision, self.variant)
 
 
 class Accuracy(Record):
@@ -290,6 +295,3 @@ class Measurement(Result):
         if self.latency is not None:
             parts.append(f"p50 {self.latency.p50_ms:.3f} ms")
         return ", ".join(parts) or f"not executed here: {self.skipped}"
-
-
-Json = dict[str, Any]

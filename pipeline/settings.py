@@ -5,9 +5,9 @@ Importable without torch, so that a settings file is checked before anything hea
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 StudentArch = Literal[
@@ -69,6 +69,12 @@ class Student(Settings):
     """Share of the features dropped before the last layer in training."""
     recipe: Recipe = Recipe()
     """The budget of the baseline and of the distilled student alike."""
+
+    @model_validator(mode="after")
+    def _has_a_width(self) -> Self:
+        if self.width != 1 and self.arch.startswith("mobilenet_v4"):
+            raise ValueError(f"{self.arch} has no width multiplier: leave student.width at 1")
+        return self
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: Sequence[str] = ()) -> str:

@@ -76,21 +76,6 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def _alone(path: Path, stage: str) -> Iterator[None]:
-    """Hold the lock at `path`, waiting for another process that has it."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        console.print(f"{stage}: another run is working on the same result; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
 def writing(what: Path) -> Iterator[None]:
     """Turn a full disk, a quota or a read-only folder into a `StoreError` that says so."""
     try:
@@ -157,14 +142,27 @@ class Store:
             }
         )
         home = self.root / stage / key
-        with writing(self.root):
-            (self.root / ".locks").mkdir(parents=True, exist_ok=True)
-            with _alone(self.root / ".locks" / f"{stage}-{key}", stage):
-                found = self.load(kind, home)
-                reused = found is not None
-                record = found if found is not None else self._make(home, stage, key, work)
+        with writing(self.root), self.alone(f"{stage}-{key}"):
+            found = self.load(kind, home)
+            reused = found is not None
+            record = found if found is not None else self._make(home, stage, key, work)
         self.outcomes.append(Outcome(stage=stage, key=key, reused=reused))
         return record
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Hold the lock called `what`, waiting for another run on this store that has it."""
+        (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / ".locks" / what)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            console.print(f"{what}: another run is at it; waiting for it", highlight=False)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _make(self, home: Path, stage: str, key: str, work: Callable[[Path], R]) -> R:
         partial = self.root / ".partial" / f"{stage}-{key}"

@@ -17,12 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from benchmarks.stats import PairedDifference
 from pipeline.errors import StoreError
-from pipeline.records import (
-    SCHEMA,
-    InputSpec,
-    Precision,
-    Role,
-)
+from pipeline.records import SCHEMA, InputSpec, Precision, Role, artifact_title
 
 FILE = "report.json"
 BUNDLE = "bundle"
@@ -82,8 +77,6 @@ class Row(Part):
     """What models and artifacts have in common: the outcome of a measurement."""
 
     key: str
-    seconds: float = 0.0
-    """Time of the training or of the export."""
     seconds: float = 0.0
     """Time it took to train or to export."""
     bytes: int | None = None
@@ -148,7 +141,7 @@ class ArtifactRow(Row):
     @property
     def title(self) -> str:
         """For people: "onnx int8 (symmetric)"."""
-        return f"{self.format} {self.precision}" + (f" ({self.variant})" if self.variant else "")
+        return artifact_title(self.format, self.precision, self.variant)
 
     @property
     def agreement(self) -> float | None:
@@ -166,7 +159,10 @@ class DatasetRow(Part):
     val: int
     test: int
     test_digest: str
-    """Equal for two runs exactly when they were tested on the same pixels and labels, in order."""
+    """Equal only for runs that were tested on the same pixels and labels, in the same order. Of
+    stored images the converse holds too; of images decoded from their files batch by batch the
+    digest of the whole set stands in, so that the same test split beside another training split
+    counts as different."""
     class_counts: tuple[int, ...] | None = None
     """Test images by class."""
 

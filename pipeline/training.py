@@ -5,6 +5,7 @@ index into them, augmented as a tensor. What is trained is the `Classifier`, whi
 uint8 images itself, exactly as the exported file will.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +24,7 @@ from pipeline.augment import augment
 from pipeline.batches import Batches
 from pipeline.checkpoints import write_weights
 from pipeline.context import Context
-from pipeline.errors import CannotRunHereError, DataError
+from pipeline.errors import CannotRunHereError, DataError, TrainingError
 from pipeline.images import Images, open_split
 from pipeline.machine import cores, cpu_has_bfloat16
 from pipeline.progress import bar
@@ -90,13 +91,17 @@ def pick_precision(recipe: Recipe, network: nn.Module, device: torch.device) -> 
 
 
 def prepare(context: Context) -> torch.device:
-    """Set threads and seed; return the device."""
+    """Set threads and seed; return the device.
+
+    float32 stays float32: on CUDA, TF32 would make the student's own answers, by which every file
+    is judged, differ from themselves in the third digit.
+    """
     torch.set_num_threads(context.threads or cores())
     torch.manual_seed(context.seed)
     device = pick_device(context.device)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = False
     return device
 
 
@@ -186,6 +191,11 @@ def _epochs(
             val_top1 = float((guess == val_images.labels).mean())
             shown.advance(0, note=f"epoch {number}/{recipe.epochs}, validation {val_top1:.2%}")
             loss = float(total) / len(batches)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the {job.role}'s training diverged in epoch {number}: its loss is {loss}",
+                    remedy="Lower the recipe's learning_rate, or lengthen its warmup.",
+                )
             seconds = time.perf_counter() - since
             yield Epoch(epoch=number, loss=loss, val_top1=val_top1, seconds=seconds)
 

@@ -3,7 +3,7 @@
 Terminal, HTML and Markdown all take them from here, so that nobody reads two verdicts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -150,29 +150,39 @@ def _int8(plain: ArtifactRow, int8: ArtifactRow) -> Finding:
     a, b = plain.latency, int8.latency
     if a and b and not incomparable(a, b):
         ratio = a.p50_ms / b.p50_ms
-        claims.append(f"{ratio:.1f}× as fast" if ratio >= 1 else f"{1 / ratio:.1f}× as slow")
+        fast = ("is", f"{ratio:.1f}× as fast")
+        claims.append(fast if ratio >= 1 else ("takes", f"{1 / ratio:.1f}× as long"))
         evidence.append(f"median {number(b.p50_ms)} against {number(a.p50_ms)} ms")
     if plain.bytes and int8.bytes:
-        claims.append(f"{plain.bytes / int8.bytes:.1f}× smaller")
+        claims.append(("is", f"{plain.bytes / int8.bytes:.1f}× smaller"))
         evidence.append(f"{megabytes(int8.bytes)} against {megabytes(plain.bytes)} MB")
     change = difference(plain, int8, same_images=True)
     if change:
         certain = not change.ci95[0] <= 0 <= change.ci95[1]
         way = "more" if change.value > 0 else "less"
         amount = f"{abs(100 * change.value):.2f} points {way} accurate"
-        claims.append(amount if certain else "not measurably less accurate")
+        claims.append(("is", amount if certain else "not measurably less accurate"))
         evidence.append(
             f"top-1 {percent(int8.top1)} against {percent(plain.top1)} %, "
             f"95 % interval of the difference {points_interval(change.ci95)} points"
         )
     if not claims:
         return Finding("", "")
-    listed = " and ".join(filter(None, (", ".join(claims[:-1]), claims[-1])))
     details = "; ".join(evidence)
     return Finding(
-        f"Against {plain.precision}, {int8.title} is {listed}.",
+        f"Against {plain.precision}, {int8.title} {_listed(claims)}.",
         f"{details[0].upper()}{details[1:]}.",
     )
+
+
+def _listed(claims: Sequence[tuple[str, str]]) -> str:
+    """Pairs of verb and claim as "takes 1.5× as long, is 3.7× smaller and less accurate"."""
+    verbs = ["", *(verb for verb, _ in claims)]
+    told = [
+        claim if verb == before else f"{verb} {claim}"
+        for before, (verb, claim) in zip(verbs, claims, strict=False)
+    ]
+    return " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
 
 
 def warnings(report: Report) -> list[str]:
@@ -238,6 +248,24 @@ def hosts(report: Report) -> list[str]:
         if row.latency
     )
     return list(found)
+
+
+def contract(report: Report) -> list[str]:
+    """What an app must feed the files and what they answer, one line a kind of file."""
+    spec = report.input
+    colour = "grey" if spec.channels == 1 else "RGB"
+    lines = [
+        f"ONNX and TensorRT files take {spec.dtype} images [batch, {spec.size}, {spec.size}, "
+        f"{spec.channels}] ({spec.layout}, {colour}), values 0 to 255, as a phone has them, and "
+        "answer with one logit a class."
+    ]
+    if any(row.format == "coreml" and row.path for row in report.artifacts):
+        lines.append(
+            f"The Core ML file takes an image of {spec.size} × {spec.size} pixels ({colour}, 0 to "
+            "255) and answers with the label and, unless export.coreml.output says otherwise, the "
+            "probability of every class."
+        )
+    return [*lines, "Every file computes (x ∕ 255 − mean) ∕ std by itself."]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

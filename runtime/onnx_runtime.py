@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +19,27 @@ def availability() -> Availability:
     return Availability(True, f"onnxruntime {version('onnxruntime')}, {PROVIDER}")
 
 
+def quiet_import() -> ModuleType:
+    """onnxruntime, before it has told anybody anything.
+
+    It runs on other people's machines: no device id, no usage events.
+    """
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
 def warm_import() -> None:
     """Import ONNX Runtime, so that a load time does not count it."""
-    import onnxruntime  # noqa: F401
+    quiet_import()
 
 
 class OrtSession:
     """One ONNX file in ONNX Runtime, uint8 NHWC images in, float32 logits out."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        import onnxruntime as ort
-
-        # Other people's machines: no device id, no usage events.
-        ort.disable_telemetry_events()
+        ort = quiet_import()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

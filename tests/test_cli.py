@@ -1,14 +1,18 @@
-"""Wrong input at the command line: exit code 2, a message that helps, no traceback."""
+"""At the command line: wrong input and interruptions, each with its exit code and a message."""
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from models.resnet import cifar
+from pipeline import __main__ as command_line
 from tests.pictures import make_set
 
 ROOT = Path(__file__).parents[1]
@@ -37,8 +41,14 @@ def folder_settings(folder):
     return f'name = "x"\n[data]\nsource = "folder"\nfolder = "{folder}"\n'
 
 
-def nothing_left(tmp_path):
-    return not [p for p in (tmp_path / "runs").rglob("*") if p.is_file() and p.name[0] != "d"]
+def nothing_left(runs, *done):
+    """No run, nothing half-written, and results of no stage but those `done` before the error."""
+    store = runs / ".store"
+    assert not list((store / ".partial").glob("*"))
+    results = {path.parent for path in store.glob("[!.]*/*/record.json")}
+    assert {result.parent.name for result in results} == set(done)
+    assert set(store.glob("[!.]*/*")) == results
+    assert not [path.name for path in runs.glob("*") if path != store]
 
 
 def test_unknown_key(tmp_path):
@@ -47,13 +57,24 @@ def test_unknown_key(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_help_and_usage():
+    asked = pipeline("run", "--help")
+    assert asked.returncode == 0 and "--set" in asked.stdout
+    for words in (["run"], ["run", "x.toml", "--sett", "a=1"], ["walk"]):
+        done = pipeline(*words)
+        assert done.returncode == 2 and "Usage: python -m pipeline" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_markup_in_an_error_is_printed_as_it_is(tmp_path):
     refused(pipeline("run", tmp_path / "[red]x[/red].toml"), "[red]x[/red].toml")
 
 
 def test_debug_shows_the_traceback(tmp_path):
     done = run(tmp_path, "name = 1", "--debug")
-    assert done.returncode != 0 and "Traceback" in done.stderr and "ConfigError" in done.stderr
+    assert done.returncode == 2 and "Traceback" in done.stderr and "ConfigError" in done.stderr
+    assert "Error: " in done.stderr
+    nothing_left(tmp_path / "runs")
 
 
 @pytest.mark.parametrize("command", ["show", "report"])
@@ -65,13 +86,10 @@ def test_compare_needs_two_runs(tmp_path):
     refused(pipeline("compare", "one", "--runs", tmp_path), "two runs")
 
 
-def test_an_option_that_does_not_exist():
-    assert pipeline("run", "x.toml", "--sett", "a=1").returncode == 2
-
-
 def test_folders_without_images_or_with_one_class(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(run(tmp_path, folder_settings(tmp_path / "empty")), "no images", str(tmp_path))
+    nothing_left(tmp_path / "runs")
     make_set(tmp_path / "one")
     for name in ("dots", "rings"):
         for split in ("train", "test"):
@@ -79,6 +97,7 @@ def test_folders_without_images_or_with_one_class(tmp_path):
                 path.unlink()
             (tmp_path / "one" / split / name).rmdir()
     refused(run(tmp_path, folder_settings(tmp_path / "one")), "one class", "bars")
+    nothing_left(tmp_path / "runs")
 
 
 def test_a_truncated_image_is_named(tmp_path):
@@ -86,13 +105,14 @@ def test_a_truncated_image_is_named(tmp_path):
     bad = tmp_path / "set" / "train" / "dots" / "0003.png"
     bad.write_bytes(bad.read_bytes()[:60])
     refused(run(tmp_path, folder_settings(tmp_path / "set")), "0003.png")
-    assert not list((tmp_path / "runs" / ".store" / ".partial").iterdir())
+    nothing_left(tmp_path / "runs")
 
 
 def test_classes_that_differ_between_train_and_test(tmp_path):
     make_set(tmp_path / "set")
     (tmp_path / "set" / "test" / "dots").rename(tmp_path / "set" / "test" / "specks")
     refused(run(tmp_path, folder_settings(tmp_path / "set")), "dots", "specks")
+    nothing_left(tmp_path / "runs")
 
 
 def test_a_checkpoint_for_other_classes(tmp_path):
@@ -103,18 +123,82 @@ def test_a_checkpoint_for_other_classes(tmp_path):
         f'[teach]\narch = "resnet8_cifar"\ncheckpoint = "{tmp_path / "t.pt"}"\n'
     )
     refused(run(tmp_path, text), "5 classes", "the image set has 3")
+    nothing_left(tmp_path / "runs", "data")
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path):
     make_set(tmp_path / "set")
     text = folder_settings(tmp_path / "set") + '[teach]\ncheckpoint = "gone.pt"\n'
     refused(run(tmp_path, text), "gone.pt")
+    nothing_left(tmp_path / "runs")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
+def test_a_checkpoint_that_cannot_be_read(tmp_path):
+    """/proc/self/mem is a file that not even root can read from its start."""
+    make_set(tmp_path / "set")
+    text = folder_settings(tmp_path / "set") + '[teach]\ncheckpoint = "/proc/self/mem"\n'
+    refused(run(tmp_path, text), "Error: Input/output error", "--debug")
+    nothing_left(tmp_path / "runs", "data")
+
+
+def test_settings_that_are_a_folder(tmp_path):
+    refused(pipeline("run", tmp_path, "--runs", tmp_path / "runs"), str(tmp_path))
+    nothing_left(tmp_path / "runs")
+
+
+def test_a_report_that_is_a_folder(tmp_path):
+    (tmp_path / "x" / "report.json").mkdir(parents=True)
+    refused(pipeline("show", "x", "--runs", tmp_path), "report.json", "--debug")
+    done = pipeline("--debug", "show", "x", "--runs", tmp_path)
+    assert done.returncode == 2 and "Traceback" in done.stderr
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    assert command_line.explained(ValueError("x")) is None
+
+
+def test_out_of_memory_on_a_gpu_says_what_to_lower():
+    told = command_line.explained(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nMore"))
+    assert told is not None and told.message == "out of memory: CUDA out of memory. Tried 2 GiB."
+    assert "Lower batch_size" in told.remedy
+
+
+def test_the_command_can_be_typed_again(monkeypatch):
+    words = ["run", "my settings.toml", "--set", 'export.formats=["onnx"]']
+    monkeypatch.setattr(sys, "argv", ["__main__.py", *words])
+    assert shlex.split(command_line._command()) == ["python", "-m", "pipeline", *words]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_says_how_to_go_on(tmp_path, how):
+    make_set(tmp_path / "set")
+    (tmp_path / "run.toml").write_text(folder_settings(tmp_path / "set"), encoding="utf-8")
+    words = ["run", str(tmp_path / "run.toml"), "--runs", str(tmp_path / "runs")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while process.poll() is None:
+            if any((tmp_path / "runs" / ".store" / ".partial").glob("teach-*")):
+                process.send_signal(how)
+                break
+            time.sleep(0.001)
+        told = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Stopped. Run the same command again to go on where it was." in told
+    assert "Traceback" not in told
+    nothing_left(tmp_path / "runs", "data")
 
 
 def test_an_unknown_network(tmp_path):
     make_set(tmp_path / "set")
     text = folder_settings(tmp_path / "set") + '[teach]\narch = "resnet20_cfar"\n'
     refused(run(tmp_path, text), "Did you mean `resnet20_cifar`?")
+    nothing_left(tmp_path / "runs", "data")
 
 
 def test_a_missing_optional_package(tmp_path):
@@ -132,6 +216,7 @@ def test_a_missing_optional_package(tmp_path):
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )
     refused(done, "`sklearn` is not installed", '".[digits]"')
+    nothing_left(tmp_path / "r")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -139,6 +224,7 @@ def test_a_device_that_is_not_there(tmp_path):
     make_set(tmp_path / "set")
     done = run(tmp_path, 'device = "cuda"\n' + folder_settings(tmp_path / "set"))
     refused(done, 'device = "cuda"')
+    nothing_left(tmp_path / "runs")
 
 
 def test_doctor_names_formats_runtimes_and_devices():

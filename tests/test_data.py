@@ -85,6 +85,30 @@ def test_val_without_test_is_the_test_split(tmp_path, context):
     assert "val/ as the test split" in dataset.source
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "val"),
+    [("Train", "Test", None), ("Training", "Testing", "Valid"), ("TRAIN", "test", "validation")],
+)
+def test_other_spellings_of_the_splits(tmp_path, context, train, test, val):
+    counts = {f"{train}/a": 10, f"{train}/b": 20, f"{test}/a": 3, f"{test}/b": 3}
+    root = tree(tmp_path / "set", counts | ({f"{val}/a": 2, f"{val}/b": 5} if val else {}))
+    dataset = run(context, root)
+    assert dataset.labels == ("a", "b")
+    wanted = [30, 7, 6] if val else [27, 3, 6]
+    assert [getattr(dataset, split).n for split in SPLITS] == wanted
+    assert "split" not in dataset.source
+
+
+def test_training_and_validation_alone(tmp_path, context):
+    counts = {"training/a": 10, "training/b": 10, "validation/a": 3, "validation/c": 4}
+    root = tree(tmp_path / "set", counts)
+    fails(context, root, r"in .*training and .*validation differ: only in training: b")
+    (root / "validation/c").rename(root / "validation/b")
+    dataset = run(context, root)
+    assert [getattr(dataset, split).n for split in SPLITS] == [18, 2, 7]
+    assert "validation/ as the test split" in dataset.source
+
+
 @pytest.mark.parametrize("above", ["", "train/"])
 def test_one_tree_is_split_by_seed(tmp_path, context, above):
     root = tree(tmp_path / "set", {f"{above}a": 20, f"{above}b": 40})
@@ -96,9 +120,10 @@ def test_one_tree_is_split_by_seed(tmp_path, context, above):
     assert len(set(seen)) == 60
 
 
-def test_a_class_may_be_called_train(tmp_path, context):
-    dataset = run(context, tree(tmp_path / "set", {"bus": 5, "train": 5}))
-    assert dataset.labels == ("bus", "train")
+@pytest.mark.parametrize("name", ["train", "Training", "test"])
+def test_a_class_may_be_called_like_a_split(tmp_path, context, name):
+    dataset = run(context, tree(tmp_path / "set", {"bus": 5, name: 5}))
+    assert set(dataset.labels) == {"bus", name}
 
 
 def test_names_depths_links_and_clutter(tmp_path, context):
@@ -171,6 +196,15 @@ def test_classes_that_differ(tmp_path, context):
 def test_two_validation_folders(tmp_path, context):
     root = tree(two_classes(tmp_path / "set"), {"val/a": 1, "valid/a": 1})
     fails(context, root, "val/ and valid/")
+
+
+def test_two_training_folders(tmp_path, context):
+    fails(context, tree(tmp_path / "set", {"Training/a": 1, "train/a": 1}), "Training/ and train/")
+
+
+def test_splits_without_train(tmp_path, context):
+    root = tree(tmp_path / "set", {"Testing/a": 2, "Testing/b": 2, "val/a": 2, "val/b": 2})
+    fails(context, root, "Testing/ and val/, but no train/")
 
 
 def test_empty_class(tmp_path, context):
@@ -340,6 +374,17 @@ def test_digest_is_of_the_content(tmp_path, context, limit):
     assert [outcome.reused for outcome in context.store.outcomes] == [False] * 3
 
 
+@pytest.mark.parametrize(("limit", "noticed"), [(4096, False), (0, True)])
+def test_another_decoder_is_another_streamed_set(tmp_path, context, monkeypatch, limit, noticed):
+    """Stored pixels speak for themselves, files do not."""
+    root = two_classes(tmp_path / "set")
+    first = run(context, root, memory_limit_mb=limit)
+    monkeypatch.setattr("PIL.__version__", "0.0")
+    second = run(context, root, memory_limit_mb=limit)
+    assert (first.digest != second.digest) is noticed
+    assert not context.store.outcomes[-1].reused
+
+
 def test_digest_knows_the_class_names(tmp_path, context):
     root = tree(tmp_path / "set", {"a": 5, "b": 5})
     first = run(context, root)
@@ -371,9 +416,22 @@ def test_given_normalisation_becomes_the_contract(tmp_path, context):
 
 
 def test_normalisation_that_does_not_fit_is_refused(tmp_path, context):
-    two_classes(tmp_path / "set")
-    grey = Data(source="folder", folder=tmp_path / "set", channels=1, mean=(0.1,) * 3, std=(1,) * 3)
-    with pytest.raises(DataError, match="3 means and 3 stds for 1 channels"):
-        grey.run(context)
-    with pytest.raises(ValueError, match="go together"):
-        Data(mean=(0.5,))
+    root = two_classes(tmp_path / "set")
+    # Found first: reading this one to its end would be another error.
+    broken = root / "train/a/000.png"
+    broken.write_bytes(broken.read_bytes()[:-40])
+    fails(context, root, "1 means and 1 stds for 3 channels", mean=(0.1,), std=(1,))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"mean": (0.5,)}, "go together"),
+        ({"mean": (0.5,), "std": (1, 1, 1)}, "1 means and 3 stds for 1 or 3 channels"),
+        ({"mean": (0.5, 0.5), "std": (1, 1)}, "2 means and 2 stds for 1 or 3 channels"),
+        ({"channels": 1, "mean": (0.5,) * 3, "std": (1,) * 3}, "3 means and 3 stds for 1 channels"),
+    ],
+)
+def test_normalisation_that_fits_nothing_is_refused_at_once(wrong, words):
+    with pytest.raises(ValidationError, match=words):
+        Data(**wrong)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torchvision
 
 import models
+from models import resnet
 from models.resnet import cifar
 from pipeline.errors import ConfigError
 
@@ -45,6 +47,62 @@ def test_library_networks_get_classes_and_channels(arch):
 
 
 @pytest.mark.parametrize(
+    ("arch", "size"),
+    [
+        ("googlenet", 64),
+        ("inception_v3", 96),
+        ("vit_b_32", 64),
+        ("timm/vit_tiny_patch16_224", 64),
+    ],
+)
+def test_library_networks_train_on_images_of_another_size(arch, size):
+    network = models.build(arch, classes=3, channels=1, image_size=size)
+    assert network.training
+    assert network(torch.zeros(2, 1, size, size)).shape == (2, 3)
+
+
+def test_maxvit_is_made_for_the_size_of_the_images():
+    assert models.build("maxvit_t", classes=3, channels=3, image_size=448)
+
+
+@pytest.mark.parametrize("arch", ["vgg11", "vit_b_16", "maxvit_t", "timm/inception_v4"])
+def test_images_that_a_library_network_cannot_take(arch):
+    with pytest.raises(ConfigError, match=f"`{arch}` cannot take images of 28 px") as caught:
+        models.build(arch, classes=3, channels=1, image_size=28)
+    assert "data.size" in caught.value.remedy
+
+
+def test_a_network_that_answers_no_logits(monkeypatch):
+    def segmenter(*args, **settings):
+        return torch.nn.Conv2d(3, settings["num_classes"], 1)
+
+    monkeypatch.setattr(torchvision.models, "get_model", segmenter)
+    with pytest.raises(ConfigError, match=r"its answer is \[2, 5, 32, 32\], not logits \[2, 5\]"):
+        models.build("resnet18", classes=5, channels=3, image_size=32)
+
+
+def test_trying_a_network_out_leaves_no_trace(monkeypatch):
+    """Dropout and batch normalisation are in it; on the CPU the same, where "meta" cannot serve."""
+
+    def build():
+        torch.manual_seed(0)
+        network = models.build("mnasnet0_5", classes=3, channels=3, image_size=64)
+        return {**network.state_dict(), "chance": torch.get_rng_state()}
+
+    def on_the_cpu(network, shape, device):
+        if device == "meta":
+            raise NotImplementedError
+        return answer(network, shape, device)
+
+    first, answer = build(), resnet._answer
+    monkeypatch.setattr(resnet, "_answer", on_the_cpu)
+    second = build()
+    monkeypatch.setattr(resnet, "_try_out", lambda *args: None)
+    for name, value in build().items():
+        assert torch.equal(first[name], value) and torch.equal(second[name], value), name
+
+
+@pytest.mark.parametrize(
     ("arch", "words"),
     [
         ("mobilenet_v5", "Did you mean `mobilenet_v"),
@@ -58,6 +116,8 @@ def test_unknown_names_are_refused_with_a_hint(arch, words):
         models.build(arch, classes=2, channels=3, image_size=32)
 
 
-def test_a_width_that_cannot_be_had():
-    with pytest.raises(ConfigError, match="width"):
-        models.build("mobilenet_v4_conv_small", classes=2, channels=3, image_size=32, width=0.5)
+@pytest.mark.parametrize("arch", ["mobilenet_v4_conv_small", "resnet18", "timm/resnet10t"])
+def test_a_width_that_cannot_be_had(arch):
+    with pytest.raises(ConfigError, match="no width multiplier") as caught:
+        models.build(arch, classes=2, channels=3, image_size=32, width=0.5)
+    assert "at 1" in caught.value.remedy

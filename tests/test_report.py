@@ -151,6 +151,28 @@ def test_what_is_needed_to_repeat_it_is_there(page, report):
     assert "coremltools" not in tail  # not installed: not a fact about this run
 
 
+def test_both_pages_say_what_each_kind_of_file_takes(run):
+    report = run.report()
+    for page in (pages.to_html(report), pages.to_markdown(report).replace("\\", "")):
+        assert "ONNX and TensorRT files take uint8 images [batch, 8, 8, 1]" in page
+        assert "The Core ML file takes an image" in page
+    without = report.model_copy(update={"artifacts": report.artifacts[:2]})
+    for page in (pages.to_html(without), pages.to_markdown(without)):
+        assert "Core ML" not in page.replace(get_plotlyjs(), "")
+
+
+def test_the_curves_say_that_the_last_epoch_is_kept(page):
+    caption = page.split('id="curves"')[1].split("</figcaption>")[0]
+    assert "it chooses nothing, and the network after the last epoch is kept" in caption
+
+
+def test_markdown_repeats_the_command_to_the_letter(report):
+    command = "python -m pipeline run 'two  spaces.toml' --set 'name=\na'"
+    lines = pages.to_markdown(report.model_copy(update={"command": command})).splitlines()
+    at = lines.index("    python -m pipeline run 'two  spaces.toml' --set 'name=")
+    assert lines[at + 1] == "    a'"
+
+
 def test_markdown_has_the_golden_shape(report):
     lines = pages.to_markdown(report).splitlines()
     assert lines[0] == "## quick"

@@ -1,11 +1,13 @@
 """report.json: built from real small records, and read back."""
 
+import ast
+import inspect
 import json
 
 import numpy as np
 import pytest
 
-from pipeline import summary
+from pipeline import records, summary
 from pipeline.errors import StoreError
 from pipeline.records import Epoch, Measurement, Parity
 from tests.small_run import LABELS, SmallRun, usual_run
@@ -38,6 +40,21 @@ def test_written_and_read_back_is_the_same(run, tmp_path):
     (tmp_path / "report.json").write_text(report.to_json())
     assert summary.read(tmp_path) == report
     assert summary.read(tmp_path / "report.json") == report
+
+
+@pytest.mark.parametrize("module", [records, summary])
+def test_no_field_is_declared_twice(module):
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.ClassDef):
+            fields = [ast.unparse(n.target) for n in node.body if isinstance(n, ast.AnnAssign)]
+            assert len(fields) == len(set(fields)), node.name
+
+
+def test_a_row_is_called_what_its_file_is_called(run):
+    files = [artifact.title for artifact, _, _ in run.artifacts]
+    run.add_artifact("onnx", "int8", 9, run.artifacts[1][1], variant="symmetric")
+    titles = [row.title for row in run.report().artifacts]
+    assert titles == [*files, "onnx int8 (symmetric)"]
 
 
 def test_correctness_survives_packing(run):
@@ -124,6 +141,8 @@ def test_a_streamed_test_split_is_covered_by_the_whole_digest(run):
     before = run.report().dataset.test_digest
     run.dataset = run.dataset.model_copy(update={"digest": "e2" * 32})
     assert run.report().dataset.test_digest != before
+    told = summary.DatasetRow.model_fields["test_digest"].description
+    assert told and "of images decoded from their files" in " ".join(told.split())
 
 
 def test_int8_is_paired_with_the_float_file_of_its_format(run):

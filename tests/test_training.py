@@ -9,7 +9,7 @@ from pipeline import training
 from pipeline.augment import augment, mirror, shift
 from pipeline.batches import Batches
 from pipeline.context import Context
-from pipeline.errors import CannotRunHereError
+from pipeline.errors import CannotRunHereError, TrainingError
 from pipeline.images import open_split
 from pipeline.records import InputSpec
 from pipeline.settings import Recipe, Student
@@ -46,6 +46,13 @@ def test_teacher_and_student_learn_and_the_history_says_so(folder, context):
     student = Distill().run(context, STUDENT, teacher, dataset)
     assert student.history[-1].loss < student.history[0].loss
     assert (student.role, student.params) == ("student", sum_parameters(student, dataset))
+
+
+def test_a_training_that_diverges_is_an_error_and_kept_nowhere(folder, context):
+    wild = Recipe(epochs=2, batch_size=16, learning_rate=1e6)
+    with pytest.raises(TrainingError, match="diverged in epoch"):
+        Teach(arch="resnet8_cifar", recipe=wild).run(context, data(folder, context))
+    assert not (context.store.root / "teach").exists()
 
 
 def sum_parameters(checkpoint, dataset):

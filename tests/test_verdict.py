@@ -71,7 +71,8 @@ def test_a_slow_int8_is_called_slow(run):
     artifact, _, place = run.artifacts[1]
     run.artifacts[1] = (artifact, run.measured("b", run.logits(100), 4.5), place)
     report = run.report()
-    assert "onnx int8 is 1.5× as slow" in verdict.headline(report)[1].claim
+    claim = verdict.headline(report)[1].claim
+    assert claim.startswith("Against fp32, onnx int8 takes 1.5× as long, is 3.7× smaller and not ")
     slow = [text for text in verdict.warnings(report) if "slower than fp32 on this host" in text]
     assert slow and "4.50 against 3.00 ms" in slow[0]
 
@@ -100,3 +101,16 @@ def test_a_useless_teacher_is_a_warning(run):
     checkpoint, _ = run.models[0]
     run.models[0] = (checkpoint, run.measured("teacher", run.logits(200), 40.0))
     assert any("no better than the baseline" in text for text in verdict.warnings(run.report()))
+
+
+# ---- the contract ----
+
+
+def test_the_contract_speaks_of_core_ml_where_there_is_such_a_file(report):
+    lines = verdict.contract(report)
+    assert lines[0].startswith("ONNX and TensorRT files take uint8 images [batch, 8, 8, 1] (NHWC, ")
+    assert lines[0].endswith("one logit a class.")
+    assert "image of 8 × 8 pixels (grey, 0 to 255)" in lines[1] and "probability" in lines[1]
+    without = report.model_copy(update={"artifacts": report.artifacts[:2]})
+    assert verdict.contract(without) == [lines[0], lines[2]]
+    assert not any("uint8" in line or "logit" in line for line in lines[1:])

@@ -1,4 +1,8 @@
-"""A user's own images: one folder a class, with or without train/ and test/ above them."""
+"""A user's own images: one folder a class, with or without train/ and test/ above them.
+
+Classes are numbered in the order of their folders' names: by code point ("Zebra" before "ant"), but
+as numbers where every name is one (9 before 10). A trained network's outputs come in that order.
+"""
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +15,16 @@ from pipeline.errors import DataError
 from pipeline.images import IMAGE_SUFFIXES
 from pipeline.sources import File, Part, Raw, Source, Where, fingerprint, listed, walk
 
-VALIDATION = ("val", "valid", "validation")
-SPLITS = frozenset({"train", "test", *VALIDATION})
+SPELLINGS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What a folder's name, in lower case, says of the split in it."""
 
 Classes = Mapping[str, Sequence[str]]
 """Class name -> its files, relative to the root."""
@@ -68,28 +80,36 @@ def _layout(root: Path) -> dict[str, str]:
 
     A class may be called "train": then there are no folders in it, but other classes beside it.
     """
-    top = set(_subfolders(root))
-    if "train" not in top or not (_subfolders(root / "train") or top <= SPLITS):
+    top = _subfolders(root)
+    named: dict[str, list[str]] = {}
+    for name in top:
+        if split := SPELLINGS.get(name.lower()):
+            named.setdefault(split, []).append(name)
+    only_splits = bool(top) and all(name.lower() in SPELLINGS for name in top)
+    if not only_splits and not any(_subfolders(root / name) for name in named.get("train", ())):
         return {"train": ""}
-    held_out = [name for name in VALIDATION if name in top]
-    if len(held_out) > 1:
-        what = f"{root} has {' and '.join(f'{name}/' for name in held_out)}"
-        raise DataError(what, "Keep one of them.")
-    splits = {"train": "train"}
-    if "test" in top:
-        splits["test"] = "test"
-    if held_out:
-        # Without test/, as with ImageNet: what was published is the final test, and validation is
-        # cut from train.
-        splits["val" if "test" in top else "test"] = held_out[0]
-    return splits
+    if "train" not in named:
+        raise DataError(f"{root} has {_folders(top)}, but no train/", LAYOUT)
+    for names in named.values():
+        if len(names) > 1:
+            raise DataError(f"{root} has {_folders(names)}", "Keep one of them.")
+    splits = {split: names[0] for split, names in named.items()}
+    if "val" in splits and "test" not in splits:
+        # As with ImageNet: what was published is the final test, and validation is cut from train.
+        splits["test"] = splits.pop("val")
+    return {split: splits[split] for split in ("train", "test", "val") if split in splits}
+
+
+def _folders(names: Iterable[str]) -> str:
+    return " and ".join(f"{name}/" for name in names)
 
 
 def _how_split(splits: Mapping[str, str]) -> str:
     """What a reader of the report should know of the splits; nothing where they are as named."""
     if "test" not in splits:
         return ", test split cut by seed"
-    return "" if splits["test"] == "test" else f", {splits['test']}/ as the test split"
+    name = splits["test"]
+    return "" if SPELLINGS[name.lower()] == "test" else f", {name}/ as the test split"
 
 
 def _classes(root: Path, split: str, files: Iterable[File]) -> Classes:
@@ -118,7 +138,8 @@ def _class_name(folder: Path, name: str) -> str:
 
 
 def _agreed_labels(root: Path, splits: Mapping[str, Classes]) -> tuple[str, ...]:
-    train = splits[next(iter(splits))]
+    first = next(iter(splits))
+    train = splits[first]
     for split, classes in splits.items():
         where = f"{root / split}"
         if empty := [name for name, files in classes.items() if not files]:
@@ -129,8 +150,8 @@ def _agreed_labels(root: Path, splits: Mapping[str, Classes]) -> tuple[str, ...]
         only_train, only_here = sorted(set(train) - set(classes)), sorted(set(classes) - set(train))
         if only_train or only_here:
             raise DataError(
-                f"the classes in {root / 'train'} and {where} differ: "
-                f"only in train: {listed(only_train) or 'none'}; "
+                f"the classes in {root / first} and {where} differ: "
+                f"only in {first}: {listed(only_train) or 'none'}; "
                 f"only in {split}: {listed(only_here) or 'none'}",
                 "Every class needs a folder with images in both.",
             )

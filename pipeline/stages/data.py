@@ -39,8 +39,9 @@ class Data(Settings):
     source: Literal["fashion_mnist", "digits", "cifar10", "cifar100", "folder"] = "fashion_mnist"
     """A public set, or `folder` for your own images: one folder a class."""
     folder: Path | None = None
-    """Where the files are, relative to the current folder; needed by `folder`. Public sets are
-    looked for here, else below data/."""
+    """Where the files are, relative to the current folder; needed by `folder`, whose classes are
+    numbered by their names (as numbers if all are). Public sets are looked for here, else below
+    data/."""
     size: int | None = Field(default=None, ge=SMALLEST, le=1024)
     """Height and width in pixels. By default the set's own; for a folder the shorter side that all
     images share, else its median, but at least 8 and at most 224."""
@@ -73,12 +74,24 @@ class Data(Settings):
     """Terms of the images, for the report; by default what is known of the source."""
 
     @model_validator(mode="after")
-    def _has_folder(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.source == "folder" and self.folder is None:
             raise ValueError('source = "folder" needs `folder`: set it to where the images are')
         if (self.mean is None) != (self.std is None):
             raise ValueError("`mean` and `std` go together: set both or neither")
+        if wrong := self._misfit(self.channels):
+            raise ValueError(f"{wrong}: give `mean` and `std` one number a channel, or neither")
         return self
+
+    def _misfit(self, channels: int | None) -> str:
+        """What is wrong with the number of `mean` and `std`; "" if nothing."""
+        if self.mean is None or self.std is None:
+            return ""
+        means, stds = len(self.mean), len(self.std)
+        if means == stds and (means in (1, 3) if channels is None else means == channels):
+            return ""
+        wanted = "1 or 3" if channels is None else channels
+        return f"{means} means and {stds} stds for {wanted} channels"
 
     def run(self, context: Context) -> Dataset:
         """Check, split and store the images.
@@ -137,6 +150,8 @@ class Data(Settings):
         if size is None or channels is None:
             own_size, own_channels = _own_form(parts, announce=size is None)
             size, channels = size or own_size, channels or own_channels
+        if wrong := self._misfit(channels):
+            raise DataError(wrong, "Give data.mean and data.std one number a channel, or neither.")
         count = sum(len(each) for each in images)
         wanted = count * size * size * channels / 2**20
         fits = wanted <= self.memory_limit_mb
@@ -154,9 +169,6 @@ class Data(Settings):
             raise DataError("all training images are one flat colour", "Are these the right files?")
         if self.mean is not None and self.std is not None:
             mean, std = self.mean, self.std
-        if not len(mean) == len(std) == form.channels:
-            what = f"{len(mean)} means and {len(std)} stds for {form.channels} channels"
-            raise DataError(what, "Give data.mean and data.std one number a channel, or neither.")
         std = tuple(max(each, FLATTEST) for each in std)
         return InputSpec(size=form.size, channels=form.channels, mean=mean, std=std)
 
@@ -229,10 +241,13 @@ def _digest(
     crop_fraction: float,
     taken: dict[str, Taken],
 ) -> str:
-    facts = {
+    facts: dict[str, object] = {
         "labels": labels,
         "input": spec.model_dump(mode="json"),
         "crop_fraction": crop_fraction,
         "splits": {name: each.digest for name, each in taken.items()},
     }
+    if any(each.split.files for each in taken.values()):
+        # The splits' digests are of files then, and another decoder makes other pixels of them.
+        facts["pillow"] = PIL.__version__
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

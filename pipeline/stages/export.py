@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ConfigDict, ValidationError, model_validator
+from pydantic import ConfigDict, ValidationError, field_validator, model_validator
+from rich.markup import escape
 
 import exporters
 from exporters import Exporter, Variant
 from pipeline.context import Context
-from pipeline.errors import ConfigError, UnavailableError
+from pipeline.errors import ConfigError, ExportError, UnavailableError
 from pipeline.machine import versions
 from pipeline.progress import console, track
 from pipeline.records import Artifact, Checkpoint, Quantized, Result
@@ -30,26 +31,24 @@ class Export(Settings):
     formats: tuple[str, ...] = ("onnx", "coreml", "tensorrt", "tensorrt_rtx")
     """Names of the modules in exporters/; onnx is always among them."""
 
-    @model_validator(mode="before")
+    @field_validator("formats")
     @classmethod
-    def _check_tables(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _known_formats(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
         known = exporters.names()
-        checked = dict(values)
-        for name, table in values.items():
-            if name != "formats":
-                checked[name] = _format_settings(name, table)
-        for name in values.get("formats", ()):
+        for name in formats:
             if name not in known:
-                raise ConfigError(
-                    f"export.formats: no format is called `{name}`",
-                    remedy=f"There are: {', '.join(known)}.",
-                )
-        return checked
+                raise ValueError(f"no format is called `{name}`; there are: {', '.join(known)}")
+        if len(set(formats)) < len(formats):
+            raise ValueError("names a format twice")
+        if FIRST not in formats:
+            raise ValueError(f"`{FIRST}` must be among the formats: it is what is measured")
+        return formats
 
     @model_validator(mode="after")
-    def _has_onnx(self) -> Self:
-        if FIRST not in self.formats:
-            raise ValueError(f"`{FIRST}` must be among the formats: it is what is measured")
+    def _check_tables(self) -> Self:
+        extra = self.model_extra or {}
+        for name, table in extra.items():
+            extra[name] = _format_settings(name, table)
         return self
 
     def settings_of(self, name: str) -> Settings:
@@ -109,8 +108,11 @@ class Export(Settings):
                 parents=[source],
                 facts=facts,
             )
-        except UnavailableError as error:
-            console.print(f"[yellow]{blank.title}: {error.message}[/]")
+        except (UnavailableError, ExportError) as error:
+            if name == FIRST:
+                raise
+            # One format's refusal must not cost the others.
+            console.print(f"[yellow]{escape(f'{blank.title}: {error.message}')}[/]")
             return blank.model_copy(update={"skipped": f"{error.message}. {error.remedy}".strip()})
 
 

@@ -18,7 +18,7 @@ from benchmarks import latency, profiles, stats
 from pipeline.context import Context
 from pipeline.images import Images, open_split
 from pipeline.machine import cores, cpu_name, versions
-from pipeline.progress import bar, track
+from pipeline.progress import bar, still, track
 from pipeline.records import (
     Accuracy,
     Artifact,
@@ -27,6 +27,7 @@ from pipeline.records import (
     Latency,
     Measurement,
     Parity,
+    Result,
 )
 from pipeline.settings import Settings
 
@@ -55,8 +56,6 @@ class Measure(Settings):
 
     profile: str = "phone-1t"
     """How latency is taken: a table of benchmarks/profiles.toml."""
-    teacher_latency: bool = True
-    """Also time the teacher and the baseline in PyTorch, not only the student."""
 
     @field_validator("profile")
     @classmethod
@@ -91,11 +90,12 @@ class Measure(Settings):
         def work(folder: Path) -> Measurement:
             logits, name = _eager_logits(context, checkpoint, dataset)
             test = open_split(dataset, "test")
-            timed = checkpoint.role == "student" or self.teacher_latency
-            timing = self._timing(EAGER, checkpoint.folder, test, folder) if timed else {}
-            return Measurement(accuracy=_accuracy(logits, test, name, folder), **timing)
+            return Measurement(
+                accuracy=_accuracy(logits, test, name, folder),
+                **self._timing(context, EAGER, checkpoint.folder, test, folder),
+            )
 
-        return self._get(context, work, [checkpoint, dataset], timed=checkpoint.role)
+        return self._get(context, work, [checkpoint, dataset])
 
     def _artifact(
         self, context: Context, artifact: Artifact, student: Measurement, dataset: Dataset
@@ -120,22 +120,20 @@ class Measure(Settings):
             return Measurement(
                 accuracy=_accuracy(logits, test, session.name, folder),
                 parity=_parity(logits, answers(student)),
-                **self._timing(name, artifact.path, test, folder),
+                **self._timing(context, name, artifact.path, test, folder),
             )
 
-        return self._get(context, work, [artifact, dataset, student], timed="artifact")
+        return self._get(context, work, [artifact, dataset, student])
 
     def _get(
         self,
         context: Context,
         work: Callable[[Path], Measurement],
-        parents: list[Artifact | Checkpoint | Dataset | Measurement],
-        timed: str,
+        parents: Sequence[Result],
     ) -> Measurement:
         facts = {
             "host": cpu_name(),
             "profile": profiles.read(self.profile).model_dump(),
-            "timed": timed,
             **versions("onnxruntime", "torch"),
         }
         return context.store.get(
@@ -148,9 +146,13 @@ class Measure(Settings):
             facts=facts,
         )
 
-    def _timing(self, name: str, path: Path, test: Images, folder: Path) -> dict[str, Any]:
-        profile = profiles.read(self.profile)
-        found = latency.measure(name, path.resolve(), test[slice(0, TIMED_IMAGES)], profile)
+    def _timing(
+        self, context: Context, name: str, path: Path, test: Images, folder: Path
+    ) -> dict[str, Any]:
+        profile, images = profiles.read(self.profile), test[slice(0, TIMED_IMAGES)]
+        # One timing at a time among the runs of a store, and no bar redrawn meanwhile.
+        with context.store.alone("timing"), still():
+            found = latency.measure(name, path.resolve(), images, profile)
         samples = np.array(found.samples_ns, np.int64)
         np.save(folder / "latency.npy", samples)
         p50, p90, p99 = stats.percentiles(samples)

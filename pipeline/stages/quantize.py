@@ -7,6 +7,7 @@ has int8 activations with zero point 0 and float biases (what TensorRT reads).
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -23,11 +24,9 @@ from pipeline.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
 
 CALIBRATION_BATCH = 32
-NORMALISATION = 2
-"""The first multiplication and addition of the graph turn pixels into normalised values. They stay
-float: their result is quantized once, on a grid that holds all 256 pixel values exactly."""
 
 
 class Quantize(Settings):
@@ -61,12 +60,19 @@ class Quantize(Settings):
     def _quantize(
         self, context: Context, student: Checkpoint, dataset: Dataset, folder: Path
     ) -> Quantized:
+        from runtime.onnx_runtime import quiet_import
+
+        quiet_import()
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         from exporters.onnx import quiet, write_float_graph
 
         images = self._images(context, dataset)
-        with tempfile.TemporaryDirectory() as scratch, bar("quantize", 4) as shown, quiet():
+        with (
+            tempfile.TemporaryDirectory(dir=folder) as scratch,
+            bar("quantize", 4) as shown,
+            quiet(),
+        ):
             plain, ready = Path(scratch, "plain.onnx"), Path(scratch, "ready.onnx")
             write_float_graph(student, plain)
             shown.advance()
@@ -115,13 +121,19 @@ def place(source: Path, target: Path, images: np.ndarray, *, symmetric: bool) ->
     )
 
 
-def _normalisation(model: Any) -> list[str]:
-    first = [node for node in model.graph.node if node.op_type in ("Mul", "Add")]
-    return [node.name for node in first[:NORMALISATION]]
+def _normalisation(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes before the first convolution: they turn pixels into normalised values.
+
+    They stay float: their result is quantized once, on a grid that holds all 256 pixel values.
+    """
+    before = itertools.takewhile(lambda node: node.op_type != "Conv", model.graph.node)
+    return [node.name for node in before]
 
 
 def _reader(images: np.ndarray) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
+
+    from exporters.onnx import INPUT
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -132,7 +144,7 @@ def _reader(images: np.ndarray) -> Any:
 
         def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
             batch = next(self._batches, None)
-            return None if batch is None else {"image": batch}
+            return None if batch is None else {INPUT: batch}
 
     return Reader()
 
@@ -140,8 +152,10 @@ def _reader(images: np.ndarray) -> Any:
 def operators_run(path: Path, scratch: Path) -> dict[str, int]:
     """Operators of the graph that ONNX Runtime really runs on this CPU, by type."""
     import onnx
-    import onnxruntime as ort
 
+    from runtime.onnx_runtime import quiet_import
+
+    ort = quiet_import()
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(scratch / "optimized.onnx")
     options.log_severity_level = 3

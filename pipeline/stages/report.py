@@ -23,6 +23,7 @@ from pipeline.store import writing
 from pipeline.summary import FILE, ArtifactRow, Report
 from pipeline.verdict import AnyRow
 
+PAGES = ("report.html", "report.md", FILE)
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 GREY, BLUE, GREEN, ORANGE = "#7f868f", "#3b7dd8", "#2b966a", "#d2691e"
 """Each has a contrast of at least 3:1 to the light and to the dark page."""
@@ -42,8 +43,7 @@ def write(report: Report, folder: Path) -> None:
     report.json comes last: where it is new, the pages are too. Raises `StoreError` where the
     folder cannot be written.
     """
-    texts = {"report.html": to_html(report), "report.md": to_markdown(report)}
-    texts[FILE] = report.to_json()
+    texts = dict(zip(PAGES, (to_html(report), to_markdown(report), report.to_json()), strict=True))
     with writing(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +101,7 @@ def _render(template: str, report: Report, **more: Any) -> str:
         headline=verdict.headline(report),
         warnings=verdict.warnings(report),
         hosts=verdict.hosts(report),
+        contract=verdict.contract(report),
         classes=class_rows(report),
         class_noise=class_noise(report),
         integers=integers(report),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from pipeline.context import Context
 from pipeline.errors import CheckpointError
 from pipeline.records import Checkpoint, Dataset
@@ -16,19 +18,26 @@ class Teach(Settings):
 
     arch: str = "resnet20_cifar"
     """`resnet<6n+2>_cifar` for small images, or any torchvision or timm classifier by name."""
-    width: float = 1.0
-    """Width multiplier of a CIFAR-style ResNet."""
+    width: float = Field(default=1.0, gt=0, le=16)
+    """Width multiplier of a CIFAR-style ResNet; other teachers have none."""
     checkpoint: Path | None = None
     """Weights of `arch`, trained elsewhere on the same classes in the same order: a state dict
     (.pt, .pth or .safetensors). Training is skipped."""
     recipe: Recipe = Recipe()
     """How it is trained."""
 
+    def check(self) -> None:
+        """Raise `CheckpointError` where the given weights are not there; quick."""
+        if self.checkpoint is not None and not self.checkpoint.is_file():
+            what = f"teach.checkpoint: there is no file {self.checkpoint}"
+            raise CheckpointError(what, remedy="Check the path.")
+
     def run(self, context: Context, dataset: Dataset) -> Checkpoint:
         """The teacher's checkpoint.
 
         Raises `CheckpointError` where the given weights are missing, unreadable or do not fit.
         """
+        self.check()
         if self.checkpoint is not None:
             return self._given(context, dataset, self.checkpoint)
 
@@ -53,11 +62,6 @@ class Teach(Settings):
         )
 
     def _given(self, context: Context, dataset: Dataset, path: Path) -> Checkpoint:
-        if not path.is_file():
-            raise CheckpointError(
-                f"teach.checkpoint: there is no file {path}", remedy="Check the path."
-            )
-
         def work(folder: Path) -> Checkpoint:
             from pipeline import training
             from pipeline.checkpoints import fit_weights, read_weights, write_weights
