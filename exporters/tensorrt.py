@@ -133,7 +133,7 @@ def _recipe(model: onnx.ModelProto, settings: Settings, folder: Path, missing: s
     return Exported(
         "model.onnx",
         extras=(script.name,),
-        skipped=f"the engine, because {missing}; {script.name} builds it where trtexec and the "
+        skipped=f"no engine, because {missing}; {script.name} builds it where trtexec and the "
         "GPU are",
     )
 

@@ -230,7 +230,8 @@ def _slow(report: Report) -> Iterator[str]:
             yield (
                 f"{int8.title} is slower than {plain.precision} on this host (p50 "
                 f"{number(b.p50_ms)} against {number(a.p50_ms)} ms): operators that stay float are "
-                "surrounded by conversions, or this processor lacks int8 instructions."
+                "surrounded by conversions, this processor lacks int8 instructions, or the network "
+                "is so small that fixed costs outweigh its arithmetic."
             )
 
 

@@ -48,7 +48,7 @@ class Data(Settings):
     channels: Literal[1, 3] | None = None
     """1 is grey, 3 is RGB. By default 1 if every file stores grey values, else 3."""
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training images set aside to choose hyperparameters and epochs on; stratified.
+    """Share of the training images set aside to watch training and choose settings by; stratified.
     Unused where a folder has val/ beside test/."""
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of all images set aside for the final test, stratified; used only where the source has
