@@ -14,6 +14,7 @@ import torch
 from models.resnet import cifar
 from pipeline import __main__ as command_line
 from tests.pictures import make_set
+from tests.signals import heed_interrupts
 
 ROOT = Path(__file__).parents[1]
 
@@ -177,7 +178,11 @@ def test_an_interruption_says_how_to_go_on(tmp_path, how):
     (tmp_path / "run.toml").write_text(folder_settings(tmp_path / "set"), encoding="utf-8")
     words = ["run", str(tmp_path / "run.toml"), "--runs", str(tmp_path / "runs")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "pipeline", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
     try:
         while process.poll() is None:

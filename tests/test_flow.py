@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 from tests.pictures import CLASSES, make_set
+from tests.signals import heed_interrupts
 
 ROOT = Path(__file__).parents[1]
 STAGES = (
@@ -216,7 +217,11 @@ def test_a_run_without_baseline_and_quantization(small, finished):
 def stopped_in(stage, small, runs, how):
     """Start the run, and stop it as soon as it works on `stage`; return its exit code."""
     process = subprocess.Popen(
-        command(small, runs), cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        command(small, runs),
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=heed_interrupts,
     )
     partial = runs / ".store" / ".partial"
     try:
