@@ -1,8 +1,9 @@
 """Weights on disk: writing them, and reading those that were trained elsewhere."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 """Keys under which training scripts keep the state dict."""
 PREFIXES = ("module.", "_orig_mod.", "network.")
 """What DataParallel, torch.compile and `Classifier` put before each name."""
+COUNTERS = "num_batches_tracked"
+"""Ends the names of what normalisation layers count; weights without these fit all the same."""
 
 
 def write_weights(network: nn.Module, path: Path) -> None:
@@ -61,6 +64,38 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return content
 
 
+class Differences(NamedTuple):
+    """What keeps weights from fitting a network; empty, hence false, where they fit."""
+
+    shapes: list[str]
+    missing: list[str]
+    extra: list[str]
+
+    @classmethod
+    def between(cls, wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Self:
+        """How `weights` differ from the state dict `wanted` in names and shapes."""
+        shapes = [
+            f"{name} is {tuple(weights[name].shape)}, wanted {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in weights and weights[name].shape != value.shape
+        ]
+        missing = [name for name in wanted if name not in weights and not name.endswith(COUNTERS)]
+        return cls(shapes, missing, [name for name in weights if name not in wanted])
+
+    def __bool__(self) -> bool:
+        return any(self)
+
+    def in_words(self, arch: str) -> str:
+        """The first of each kind, and how many there are."""
+        first = [
+            *self.shapes[:3],
+            *(f"{name} is missing" for name in self.missing[:3]),
+            *(f"{name} is not part of {arch}" for name in self.extra[:3]),
+        ]
+        count = sum(map(len, self))
+        return f"{'; '.join(first)} ({count} difference{'s' * (count > 1)})"
+
+
 def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, arch: str) -> None:
     """Load `weights` into `network`.
 
@@ -68,31 +103,19 @@ def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, arch
     fit, and otherwise the first names and shapes that differ.
     """
     wanted = network.state_dict()
-    odd = [
-        f"{name} is {tuple(weights[name].shape)}, wanted {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in weights and weights[name].shape != value.shape
-    ]
-    counters = "num_batches_tracked"
-    missing = [n for n in wanted if n not in weights and not n.endswith(counters)]
-    extra = [name for name in weights if name not in wanted]
-    if not (odd or missing or extra):
+    differences = Differences.between(wanted, weights)
+    if not differences:
         network.load_state_dict(weights, strict=False)
         return
-    last = [name for name in wanted if not name.endswith(counters)][-1]
-    if not (missing or extra) and last in weights and weights[last].shape != wanted[last].shape:
+    last = [name for name in wanted if not name.endswith(COUNTERS)][-1]
+    only_shapes = not (differences.missing or differences.extra)
+    if only_shapes and last in weights and weights[last].shape != wanted[last].shape:
         raise CheckpointError(
             f"{path} was trained for {weights[last].shape[0]} classes, "
             f"the image set has {wanted[last].shape[0]}",
             remedy="Give a checkpoint trained on the same classes, in the same order.",
         )
-    differences = [
-        *odd[:3],
-        *(f"{name} is missing" for name in missing[:3]),
-        *(f"{name} is not part of {arch}" for name in extra[:3]),
-    ]
     raise CheckpointError(
-        f"{path} does not fit {arch}: {'; '.join(differences)} "
-        f"({len(odd) + len(missing) + len(extra)} differences)",
+        f"{path} does not fit {arch}: {differences.in_words(arch)}",
         remedy="Set teach.arch and teach.width to the network that was trained.",
     )

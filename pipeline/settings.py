@@ -5,9 +5,12 @@ Importable without torch, so that a settings file is checked before anything hea
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 StudentArch = Literal[
@@ -28,8 +31,38 @@ class Settings(BaseModel):
     )
 
 
+class Augment(Settings):
+    """What is done at random to training images; none of it to validation and test images.
+
+    Teacher and student see the same view of an image.
+    """
+
+    flip: bool = True
+    """Mirror half of the images left to right."""
+    crop_padding: int = Field(default=0, ge=0)
+    """Pixels of zero padding on each side before a random crop back to size; 0 turns it off."""
+    resized_crop: float = Field(default=1.0, gt=0, le=1)
+    """Smallest share of the area that a random crop keeps before it is resized back, its sides in
+    a ratio of 3/4 to 4/3 (Szegedy et al. 2015); 1 turns it off. For large images: 0.08 to 0.35."""
+    policy: Literal["none", "rand_augment", "trivial_augment"] = "none"
+    """`trivial_augment`: one random operation of random strength (Müller & Hutter 2021);
+    `rand_augment`: `rand_layers` operations of one strength (Cubuk et al. 2020)."""
+    rand_layers: int = Field(default=2, ge=1, le=8)
+    """Operations of `rand_augment`."""
+    rand_magnitude: int = Field(default=9, ge=0, le=30)
+    """Strength of `rand_augment`, in 0..30."""
+    erasing: float = Field(default=0.0, ge=0, le=1)
+    """Share of the images in which a random rectangle is blotted out (Zhong et al. 2020)."""
+    mixup: float = Field(default=0.0, ge=0)
+    """Alpha of the Beta distribution that two images are blended by (Zhang et al. 2018); 0 turns
+    it off."""
+    cutmix: float = Field(default=0.0, ge=0)
+    """Alpha of the Beta distribution of the area that is pasted from another image (Yun et al.
+    2019); 0 turns it off. With `mixup` too, each image gets one of the two, by chance."""
+
+
 class Recipe(Settings):
-    """How one network is trained: an optimizer, a schedule and the batches."""
+    """How one network is trained: an optimizer, a schedule, the batches and their augmentation."""
 
     epochs: int = Field(default=10, ge=1)
     """Passes over the training split."""
@@ -42,18 +75,37 @@ class Recipe(Settings):
     """Peak learning rate."""
     weight_decay: float = Field(default=5e-4, ge=0)
     """L2 penalty; not applied to biases and normalisation weights."""
+    clip_norm: float = Field(default=0.0, ge=0)
+    """Longest gradient: one of a larger L2 norm is shortened to it (Pascanu et al. 2013); 0 turns
+    it off."""
     warmup: float = Field(default=0.15, ge=0, lt=1)
     """Share of all steps in which the rate rises linearly from a tenth of the peak; a cosine to
     zero follows."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target spread evenly over all classes (Szegedy et al. 2016)."""
-    flip: bool = True
-    """Mirror half of the training images left to right."""
-    crop_padding: int = Field(default=0, ge=0)
-    """Pixels of zero padding on each side before a random crop back to size; 0 turns it off."""
+    augment: Augment = Augment()
+    """What is done at random to the images."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay a step of the moving average of the weights that is kept instead of the last weights
+    (Tarvainen & Valpola 2017); 0 turns it off. It rises from 0.1 as (1 + step) / (10 + step)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass. `auto`: on CUDA bf16 where native, else fp16; on a CPU bf16
     for dense networks where the CPU has bf16 instructions; fp32 elsewhere."""
+    compile: bool | Literal["auto"] = "auto"
+    """`torch.compile` the network; `auto` does so on CUDA only (on a CPU it costs more than a short
+    run gains)."""
+
+
+class Pretrained(Settings):
+    """Weights to start from instead of random ones; the last layer is made for the new classes."""
+
+    weights: Literal["hub"] | Path
+    """A file (.pt, .pth, .safetensors) of the same architecture trained on any classes, or "hub":
+    the weights that torchvision or timm publish for it."""
+    frozen_epochs: int = Field(default=0, ge=0)
+    """Epochs at the beginning in which only the new last layer learns."""
+    body_rate: float = Field(default=1.0, gt=0, le=1)
+    """Learning rate of everything but the last layer, as a share of the recipe's."""
 
 
 class Student(Settings):
@@ -67,6 +119,8 @@ class Student(Settings):
     """Stride of the first convolution; `auto` is 1 for images up to 64 px, else 2."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the features dropped before the last layer in training."""
+    pretrained: Pretrained | None = None
+    """Weights that baseline and distilled student start from; by default they start at random."""
     recipe: Recipe = Recipe()
     """The budget of the baseline and of the distilled student alike."""
 
@@ -75,6 +129,22 @@ class Student(Settings):
         if self.width != 1 and self.arch.startswith("mobilenet_v4"):
             raise ValueError(f"{self.arch} has no width multiplier: leave student.width at 1")
         return self
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_table(table: Any, kind: type[S], prefix: Sequence[str]) -> S:
+    """The settings of the table [<prefix>], which the class of the table around it knows not of.
+
+    Raises `ConfigError` naming every key that is wrong.
+    """
+    if isinstance(table, kind):
+        return table
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(explain(error, kind, prefix)) from error
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: Sequence[str] = ()) -> str:

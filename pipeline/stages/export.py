@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, field_validator, model_validator
 from rich.markup import escape
 
 import exporters
@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, ExportError, UnavailableError
 from pipeline.machine import versions
 from pipeline.progress import console, track
 from pipeline.records import Artifact, Checkpoint, Quantized, Result
-from pipeline.settings import Settings, explain
+from pipeline.settings import Settings, read_table
 from pipeline.store import file_sha256, size_of
 
 FIRST = "onnx"
@@ -122,13 +122,7 @@ def _format_settings(name: str, table: Any) -> Settings:
             f"export.{name}: unknown key or format",
             remedy=f"Keys: formats; formats: {', '.join(exporters.names())}.",
         )
-    kind = exporters.load(name).Settings
-    if isinstance(table, Settings):
-        return table
-    try:
-        return kind.model_validate(table)
-    except ValidationError as error:
-        raise ConfigError(explain(error, kind, ("export", name))) from error
+    return read_table(table, exporters.load(name).Settings, ("export", name))
 
 
 def _make(
