@@ -12,7 +12,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from pipeline.errors import CannotRunHereError, PipelineError, StoreError
-from pipeline.progress import console, make_console
+from pipeline.progress import console, make_console, silence
 
 RUNS = Path("runs")
 EXIT_BAD_INPUT = 2
@@ -66,11 +66,16 @@ def run(
     """Run the whole pipeline; what is there already is not done again."""
     _state["debug"] |= debug
     from pipeline import config as settings
-    from pipeline import flow, summary, tables
+    from pipeline import flow, summary, tables, team
     from pipeline.store import Store
 
     read = settings.read(config, set_ or [])
-    folder = flow.run(read, Store(store or runs / ".store"), runs, _command())
+    joined = team.join()
+    if not joined.leads:
+        silence()
+    folder = flow.run(read, Store(store or runs / ".store", joined), runs, _command())
+    if folder is None:  # this process had its share in the training alone
+        return
     typer.echo()
     _print(tables.show(summary.read(folder)))
     typer.echo(f"Report: {folder / 'report.html'}    Files to ship: {folder / 'bundle'}")
@@ -157,6 +162,14 @@ def explained(error: Exception) -> PipelineError | None:
     return None
 
 
+def _tell(error: PipelineError) -> None:
+    """Print `error`, in a process that was silenced too."""
+    out = make_console(stderr=True)
+    out.print(f"[bold red]Error:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
+    if error.remedy:
+        out.print(escape(error.remedy), highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Turn errors into a message and an exit code: 2 for bad input, 130 for an interruption."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -168,10 +181,7 @@ def main() -> None:
             raise
         if _state["debug"]:
             traceback.print_exc()
-        text = f"[bold red]Error:[/] {escape(told.message)}"
-        console.print(text, highlight=False, soft_wrap=True)
-        if told.remedy:
-            console.print(escape(told.remedy), highlight=False, soft_wrap=True)
+        _tell(told)
         raise SystemExit(EXIT_BAD_INPUT) from None
 
 

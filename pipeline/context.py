@@ -1,11 +1,17 @@
 """What every stage of one run shares."""
 
 import platform
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pipeline.machine import cuda_devices, versions
-from pipeline.settings import Device
+from pipeline.pretrained import facts
+from pipeline.records import Checkpoint, Result
+from pipeline.settings import Device, Pretrained
 from pipeline.store import Store
+from pipeline.team import Team
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,14 +22,49 @@ class Context:
     seed: int = 0
     """Decides initial weights, data order and augmentation."""
     device: Device = "auto"
-    """Where training happens; see `pipeline.training.pick_device`."""
+    """Where training happens; see `pipeline.devices.pick_device`."""
     threads: int = 0
     """CPU threads for training; 0 is all cores."""
+    checkpoint_seconds: float = 60.0
+    """How often a training writes the state that it can be continued from."""
+    tensorboard: Path | None = None
+    """Folder for TensorBoard's event files; None writes none."""
 
-    def training_facts(self) -> dict[str, str | int | None]:
+    @property
+    def team(self) -> Team:
+        """The processes that train together."""
+        return self.store.team
+
+    def trained(
+        self,
+        stage: str,
+        work: Callable[[Path], Checkpoint],
+        *,
+        settings: object,
+        parents: Sequence[Result],
+        pretrained: Pretrained | None,
+    ) -> Checkpoint:
+        """The checkpoint of `work`, a training that all processes share, or the stored one.
+
+        `settings` leave `pretrained` out: of a file the content counts, not its name.
+        """
+        start = {"start": pretrained.model_dump(exclude={"weights"})} if pretrained else {}
+        return self.store.get(
+            Checkpoint,
+            stage,
+            work,
+            version=2,
+            settings=settings,
+            parents=parents,
+            facts=self.training_facts() | facts(pretrained) | start,
+            together=True,
+        )
+
+    def training_facts(self) -> dict[str, Any]:
         """What decides a training's result beside its settings and its parents.
 
         The number of threads is left out: it may change between two runs of the same experiment.
+        So is the number of processes: they share one batch.
         """
         packages = versions("torch", "torchvision", "timm")
         return {"seed": self.seed, "device": self._kind_of_device(), **packages}

@@ -11,6 +11,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -55,18 +56,32 @@ class NaturalSize(NamedTuple):
     """Whether the file stores grey values only; a palette counts as colour."""
 
 
-def decode(path: Path, size: int, channels: Literal[1, 3], crop_fraction: float = 1.0) -> Pixels:
+Box = tuple[float, float, float, float]
+"""Top, left, height and width as shares of the centre square of an upright image."""
+
+
+def decode(
+    path: Path,
+    size: int,
+    channels: Literal[1, 3],
+    crop_fraction: float = 1.0,
+    box: Box | None = None,
+) -> Pixels:
     """The pixels [size, size, channels] of an image file, upright, cropped and resized.
 
+    With a `box` that part of the centre square is taken, and `crop_fraction` does not count.
     Raises `DataError`, naming the file, when it is unreadable, truncated or absurdly large.
     """
     try:
         with Image.open(path) as image:
             # Lets libjpeg decode at a half, quarter or eighth; twice the pixels needed remain.
-            side = math.ceil(2 * size / crop_fraction)
+            side = math.ceil(2 * size / (min(box[2:]) if box else crop_fraction))
             image.draft(None, (side, side))
             image.load()
-            return prepare(_upright(image), size, channels, crop_fraction)
+            upright = _upright(image)
+            if box is not None:
+                return _cut(_flat(upright, "L" if channels == 1 else "RGB"), size, box)
+            return prepare(upright, size, channels, crop_fraction)
     except _BROKEN as error:
         raise _unreadable(path, error) from error
 
@@ -82,6 +97,15 @@ def prepare(image: Image.Image, size: int, channels: int, crop_fraction: float =
         bleed = (1 - crop_fraction) / 2
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC, bleed=bleed)
     return np.array(image, dtype=np.uint8).reshape(size, size, channels)
+
+
+def _cut(image: Image.Image, size: int, box: Box) -> Pixels:
+    top, left, height, width = box
+    side = min(image.size)
+    x, y = (image.width - side) / 2 + left * side, (image.height - side) / 2 + top * side
+    place = (x, y, min(x + width * side, image.width), min(y + height * side, image.height))
+    cut = image.resize((size, size), Image.Resampling.BICUBIC, box=place)
+    return np.array(cut, dtype=np.uint8).reshape(size, size, -1)
 
 
 def natural_size(path: Path) -> NaturalSize:
@@ -166,7 +190,11 @@ class Images:
         elif split.files is not None:
             lines = (dataset.folder / split.files).read_text(encoding="utf-8").splitlines()
             self._files = [Path(json.loads(line)) for line in lines]
-            self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
+
+    @property
+    def size(self) -> int:
+        """Height and width in pixels."""
+        return self._spec.size
 
     @property
     def resident(self) -> bool:
@@ -182,14 +210,32 @@ class Images:
             chosen = self._pixels[index]
             return chosen.copy() if isinstance(index, slice) else chosen
         rows = np.arange(len(self))[index]
-        size, channels = self._spec.size, self._spec.channels
-        batch = np.empty((len(rows), size, size, channels), np.uint8)
+        batch = self._empty(len(rows))
         for place, image in enumerate(self._pool.map(self._decode, rows)):
             batch[place] = image
         return batch
 
-    def _decode(self, row: int) -> Pixels:
-        return decode(self._files[row], self._spec.size, self._spec.channels, self._crop)
+    def cut(self, rows: NDArray[np.integer], boxes: NDArray[np.floating] | None) -> Pixels:
+        """The images at `rows`, decoded one after the other: for a process among several.
+
+        `boxes` [n, 4] says what part of each is wanted (see `Box`). Only for images in files.
+        """
+        batch = self._empty(len(rows))
+        for place, row in enumerate(rows):
+            box = None if boxes is None else boxes[place].tolist()
+            batch[place] = self._decode(row, box)
+        return batch
+
+    def _empty(self, n: int) -> Pixels:
+        return np.empty((n, self._spec.size, self._spec.size, self._spec.channels), np.uint8)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        # Made when it is first needed: a pool could not be handed to a worker process.
+        return ThreadPoolExecutor(cores(), thread_name_prefix="decode")
+
+    def _decode(self, row: int, box: Box | None = None) -> Pixels:
+        return decode(self._files[row], self._spec.size, self._spec.channels, self._crop, box)
 
     def ahead(self, indices: Iterable[Index]) -> Iterator[Pixels]:
         """The images at each of `indices`; while one batch is used, the next is decoded."""

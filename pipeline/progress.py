@@ -44,6 +44,12 @@ _display = Progress(
 )
 
 
+def silence() -> None:
+    """Print nothing more: in a job of several processes one speaks for all."""
+    console.quiet = True
+    _display.disable = True
+
+
 class Bar:
     """A counter on the screen."""
 

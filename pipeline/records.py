@@ -115,6 +115,13 @@ class Epoch(Record):
     val_top1: float
     """Top-1 on the validation split."""
     seconds: float
+    """Of training and validation."""
+    learning_rate: float | None = None
+    """Of the last step."""
+    images_per_second: float | None = None
+    """Of training alone."""
+    memory_bytes: int | None = None
+    """Most memory held so far: of the GPU, else resident by the process."""
 
 
 class Checkpoint(Result):
@@ -136,6 +143,8 @@ class Checkpoint(Result):
     """Where it was trained, e.g. "cpu" or "cuda (NVIDIA H100)"."""
     precision: str = "fp32"
     """Arithmetic of the forward pass in training."""
+    start: str = "random"
+    """What the weights were before: "random", or the file or hub they came from."""
     history: tuple[Epoch, ...] = ()
 
     @property
@@ -152,7 +161,24 @@ class Checkpoint(Result):
         if not self.history:
             return f"{size}, {self.device}"
         last = self.history[-1]
-        return f"{size}: validation {last.val_top1:.2%} after {last.epoch} epochs on {self.device}"
+        words = f"validation {last.val_top1:.2%} after {last.epoch} epochs on {self.device}"
+        if last.images_per_second and last.memory_bytes:
+            speed, memory = last.images_per_second, last.memory_bytes / 1e6
+            words += f", {speed:,.0f} images/s, at most {memory:,.0f} MB"
+        return f"{size}: {words}"
+
+
+class Answers(Result):
+    """What a teacher says of one view of the training split."""
+
+    view: int
+    logits: str = "logits.npy"
+    """.npy file of float16 [n, classes], in the order of the split."""
+
+    @property
+    def path(self) -> Path:
+        """The file of logits."""
+        return self.folder / self.logits
 
 
 class Calibration(Record):

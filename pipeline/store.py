@@ -4,6 +4,9 @@ A result is worked out in ``.partial/<stage>-<key>`` and renamed to ``<stage>/<k
 complete, with ``record.json`` beside its files. A process killed at any instant therefore leaves
 either the whole result or none. A lock a key (released by the operating system when its holder
 dies) lets two runs share one store: the second waits and then finds the result.
+
+Long work keeps what it can be continued from in `resume_folder`, which outlives an interruption and
+goes when the result is there. Of the processes of one job only the leader writes.
 """
 
 import errno
@@ -20,9 +23,10 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, TrainingError
 from pipeline.progress import console
 from pipeline.records import SCHEMA, Result
+from pipeline.team import Team, is_lost, leave
 
 R = TypeVar("R", bound=Result)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -103,11 +107,18 @@ def _is_full(error: OSError | RuntimeError, what: Path) -> bool:
     return shutil.disk_usage(there).free < ALMOST_NOTHING
 
 
+def resume_folder(folder: Path) -> Path:
+    """Where work whose results go to `folder` keeps the state that it can be continued from."""
+    return folder.with_name(f"{folder.name}.resume")
+
+
 class Store:
     """A folder of results. Every stage goes through `get`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, team: Team | None = None) -> None:
         self.root = root
+        self.team = team or Team()
+        """The processes of this job; they must all see `root`."""
         self.outcomes: list[Outcome] = []
         """What `get` did so far, in order."""
 
@@ -121,15 +132,19 @@ class Store:
         settings: object,
         parents: Sequence[Result] = (),
         facts: Mapping[str, Any] | None = None,
+        together: bool = False,
     ) -> R:
         """The result of `work`, from the store if it is there.
 
         The key covers `stage`, `version` (raise it when the stage's code changes its results),
         `settings`, the identity of the `parents`, and `facts` (library versions and the like).
-        `work` gets an empty folder for its files and returns the record.
+        `work` gets an empty folder for its files and returns the record. In a job of several
+        processes the leader does it while the others wait; with `together` all do it, and only
+        the leader may write.
 
-        Raises `StoreError` when the folder cannot be written; whatever `work` raises passes
-        through, and nothing is left behind.
+        Raises `StoreError` when the folder cannot be written, `TrainingError` where another
+        process of the job is gone; whatever `work` raises passes through, and nothing but the
+        `resume_folder` is left behind.
         """
         key = digest(
             {
@@ -142,12 +157,52 @@ class Store:
             }
         )
         home = self.root / stage / key
-        with writing(self.root), self.alone(f"{stage}-{key}"):
-            found = self.load(kind, home)
-            reused = found is not None
-            record = found if found is not None else self._make(home, stage, key, work)
+        try:
+            if self.team.leads:
+                with writing(self.root), self.alone(f"{stage}-{key}"):
+                    found = self.load(kind, home)
+                    reused = self.team.tell(found is not None)
+                    record = found if found is not None else self._make(home, stage, key, work)
+                    self.team.tell("done")
+            else:
+                reused, record = self._follow(kind, home, work if together else None)
+        except RuntimeError as error:
+            if self.team.size > 1 and is_lost(error):
+                raise TrainingError(
+                    f"the connection to another process of this job was lost while working on "
+                    f"{stage}: it was killed, or it failed (see its own message)",
+                    remedy="Start the same job again: it goes on from the last saved state.",
+                ) from error
+            raise
         self.outcomes.append(Outcome(stage=stage, key=key, reused=reused))
         return record
+
+    def _follow(
+        self, kind: type[R], home: Path, work: Callable[[Path], R] | None
+    ) -> tuple[bool, R]:
+        """What a process does that does not lead: take part in `work`, wait, and read."""
+        reused = self.team.tell(False)
+        if not reused and work is not None:
+            work(self._partial(home))
+        self.team.tell("done")
+        record = self.load(kind, home)
+        if record is None:
+            raise StoreError(
+                f"the process of rank {self.team.rank} does not see {home}",
+                remedy="Name a store with --store that all machines of the job share.",
+            )
+        return reused, record
+
+    def _partial(self, home: Path) -> Path:
+        return self.root / ".partial" / f"{home.parent.name}-{home.name}"
+
+    def disband(self) -> bool:
+        """End the work of several processes; whether this one led them and works on alone."""
+        leads = self.team.leads
+        if self.team.size > 1:
+            leave()
+            self.team = Team()
+        return leads
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
@@ -165,7 +220,7 @@ class Store:
             lock.release()
 
     def _make(self, home: Path, stage: str, key: str, work: Callable[[Path], R]) -> R:
-        partial = self.root / ".partial" / f"{stage}-{key}"
+        partial = self._partial(home)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -183,8 +238,11 @@ class Store:
                 shutil.rmtree(home)
             home.parent.mkdir(parents=True, exist_ok=True)
             partial.rename(home)
-        except BaseException:
+            shutil.rmtree(resume_folder(partial), ignore_errors=True)
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, TrainingError):  # it would fail again from where it is
+                shutil.rmtree(resume_folder(partial), ignore_errors=True)
             raise
         return record
 

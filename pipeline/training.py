@@ -3,38 +3,54 @@
 Images stay uint8 [n, size, size, channels], in memory or on the GPU where they fit; a batch is an
 index into them, augmented as a tensor. What is trained is the `Classifier`, which normalises the
 uint8 images itself, exactly as the exported file will.
+
+Every random number follows from the seed, the epoch and the step (see `pipeline.batches`), so that
+a training that was killed and continued ends in the same weights, bit for bit on a CPU, as one that
+was not, and several processes compute what one would.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.parallel import DistributedDataParallel
 
 import models
 from models.classifier import Classifier
-from pipeline.augment import augment
-from pipeline.batches import Batches
+from pipeline import evaluation
+from pipeline.batches import Batch, Batches
 from pipeline.checkpoints import write_weights
 from pipeline.context import Context
-from pipeline.errors import CannotRunHereError, DataError, TrainingError
-from pipeline.images import Images, open_split
-from pipeline.machine import cores, cpu_has_bfloat16
-from pipeline.progress import bar
+from pipeline.devices import autocast, peak_memory, pick_precision, prepare, where
+from pipeline.errors import ConfigError, DataError, TrainingError
+from pipeline.images import open_split
+from pipeline.logits import cross_entropy
+from pipeline.metrics import Metrics
+from pipeline.optimizing import Average, make_optimizer, rate_at, set_rate
+from pipeline.pretrained import start_from
+from pipeline.progress import Bar, bar, console
 from pipeline.records import Checkpoint, Dataset, Epoch, Role
-from pipeline.settings import Device, Recipe
+from pipeline.resume import Resume
+from pipeline.settings import Pretrained, Recipe
+from pipeline.store import resume_folder
 
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(images uint8 [b, size, size, channels], logits [b, classes], labels int64 [b]) -> scalar."""
+Objective = Callable[[Batch, Tensor], Tensor]
+"""(the batch, its logits [b, classes]) -> scalar."""
 
-EVALUATION_BATCH = 512
+
+def imitating_labels(recipe: Recipe) -> Objective:
+    """The objective without a teacher: cross-entropy, smoothed as `recipe` says."""
+
+    def objective(batch: Batch, logits: Tensor) -> Tensor:
+        smoothing = recipe.label_smoothing
+        return cross_entropy(logits, batch.labels, smoothing, batch.others, batch.share)
+
+    return objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +63,7 @@ class Job:
     width: float = 1.0
     stem_stride: models.StemStride = "auto"
     dropout: float = 0.0
+    pretrained: Pretrained | None = None
 
     def network(self, dataset: Dataset) -> nn.Module:
         """The untrained network, for the classes and images of `dataset`."""
@@ -61,65 +78,39 @@ class Job:
         )
 
 
-def pick_device(wanted: Device) -> torch.device:
-    """The device that `wanted` means here; `auto` is CUDA, else Apple's MPS, else the CPU.
-
-    Raises `CannotRunHereError` where a device is asked for by name and is not there.
-    """
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if wanted == "auto":
-        return torch.device(next((name for name, found in there.items() if found()), "cpu"))
-    if wanted in there and not there[wanted]():
-        raise CannotRunHereError(
-            f'device = "{wanted}", and torch {torch.__version__} finds none on this machine',
-            remedy='Use device = "auto" or "cpu", or install a driver and a torch that fit it.',
-        )
-    return torch.device(wanted)
-
-
-def pick_precision(recipe: Recipe, network: nn.Module, device: torch.device) -> torch.dtype:
-    """The arithmetic of the forward pass; see `Recipe.precision`."""
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if recipe.precision != "auto":
-        return named[recipe.precision]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    # Depthwise convolutions are slower in bf16 on CPUs (measured); dense ones gain twofold.
-    depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
-    dense_on_cpu = device.type == "cpu" and not depthwise and cpu_has_bfloat16()
-    return torch.bfloat16 if dense_on_cpu else torch.float32
-
-
-def prepare(context: Context) -> torch.device:
-    """Set threads and seed; return the device.
-
-    float32 stays float32: on CUDA, TF32 would make the student's own answers, by which every file
-    is judged, differ from themselves in the third digit.
-    """
-    torch.set_num_threads(context.threads or cores())
-    torch.manual_seed(context.seed)
-    device = pick_device(context.device)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = False
-    return device
-
-
 def train(
-    job: Job, dataset: Dataset, context: Context, folder: Path, objective: Objective
+    job: Job,
+    dataset: Dataset,
+    context: Context,
+    folder: Path,
+    objective: Objective,
+    views: int = 0,
 ) -> Checkpoint:
     """Train `job` on the training split; write ``weights.pt`` of the last epoch into `folder`.
 
-    The validation split is looked at after each epoch, and decides nothing; the test split is not
-    touched. Raises `DataError` where there are fewer images than one batch.
+    With `views` the augmented views of the split repeat in a cycle of that length; else each epoch
+    has its own. The validation split is looked at after each epoch, and decides nothing; the test
+    split is not touched. Where `store.resume_folder` holds the state of an interrupted training
+    of this job, it goes on from there.
+
+    Raises `DataError` where there are fewer than two images, `ConfigError` where the batch cannot
+    be shared evenly, `TrainingError` where the loss is no number any more.
     """
-    device = prepare(context)
-    network = job.network(dataset)
-    dtype = pick_precision(job.recipe, network, device)
-    model = Classifier(network, dataset.input).to(device).to(memory_format=torch.channels_last)
-    history = tuple(_epochs(job, model, dataset, context, device, dtype, objective))
-    write_weights(network, folder / "weights.pt")
-    return describe(job, network, dataset, where(device), dtype, history)
+    trainer = _Trainer(job, dataset, context, objective, views)
+    resume = Resume(resume_folder(folder), context.checkpoint_seconds, writes=context.team.leads)
+    metrics = None
+    if context.team.leads:
+        board = context.tensorboard and context.tensorboard / _title(job, context)
+        metrics = Metrics(folder, board)
+    history = trainer.run(resume, metrics)
+    network = trainer.result
+    if context.team.leads:
+        write_weights(network, folder / "weights.pt")
+    return describe(job, network, dataset, trainer.where, trainer.dtype, history)
+
+
+def _title(job: Job, context: Context) -> str:
+    return f"{job.role}-seed{context.seed}"
 
 
 def describe(
@@ -140,128 +131,220 @@ def describe(
         labels=dataset.labels,
         input=dataset.input,
         params=sum(parameter.numel() for parameter in network.parameters()),
-        macs=count_macs(network, dataset),
+        macs=evaluation.count_macs(network.to("cpu"), dataset),
         device=device,
         precision=str(dtype).removeprefix("torch."),
+        start=str(job.pretrained.weights) if job.pretrained else "random",
         history=history,
     )
 
 
-def where(device: torch.device) -> str:
-    """The device in words, with the card's name."""
-    return f"cuda ({torch.cuda.get_device_name()})" if device.type == "cuda" else device.type
-
-
-def count_macs(network: nn.Module, dataset: Dataset) -> int:
-    """Multiply-adds of one image: half of what torch's FLOP counter says."""
-    spec = dataset.input
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network.eval()(torch.zeros(1, spec.channels, spec.size, spec.size))
-    return counter.get_total_flops() // 2
-
-
-def _epochs(
-    job: Job,
-    model: Classifier,
-    dataset: Dataset,
-    context: Context,
-    device: torch.device,
-    dtype: torch.dtype,
-    objective: Objective,
-) -> Iterator[Epoch]:
-    recipe = job.recipe
-    train_images, val_images = open_split(dataset, "train"), open_split(dataset, "val")
-    batch_size = min(recipe.batch_size, len(train_images))
-    if batch_size < 2:
-        raise DataError("the training split has fewer than two images", remedy="Add images.")
-    generator = torch.Generator().manual_seed(context.seed)
-    batches = Batches(train_images, batch_size, device, generator)
-    step = _Step(model, recipe, len(batches) * recipe.epochs, device, dtype, objective)
-    with bar(job.role, len(batches) * recipe.epochs) as shown:
-        for number in range(1, recipe.epochs + 1):
-            since = time.perf_counter()
-            model.train()
-            total = torch.zeros((), device=device)
-            for images, labels in batches:
-                images = augment(images, recipe.flip, recipe.crop_padding, generator)
-                total += step(images, labels)
-                shown.advance()
-            guess = predict(model, val_images, device, dtype).argmax(1)
-            val_top1 = float((guess == val_images.labels).mean())
-            shown.advance(0, note=f"epoch {number}/{recipe.epochs}, validation {val_top1:.2%}")
-            loss = float(total) / len(batches)
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the {job.role}'s training diverged in epoch {number}: its loss is {loss}",
-                    remedy="Lower the recipe's learning_rate, or lengthen its warmup.",
-                )
-            seconds = time.perf_counter() - since
-            yield Epoch(epoch=number, loss=loss, val_top1=val_top1, seconds=seconds)
-
-
-class _Step:
-    """One update of the weights; nothing in it waits for the GPU."""
+class _Trainer:
+    """One training from its start, or from where it was interrupted, to its end."""
 
     def __init__(
-        self,
-        model: Classifier,
-        recipe: Recipe,
-        steps: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        objective: Objective,
+        self, job: Job, dataset: Dataset, context: Context, objective: Objective, views: int
     ) -> None:
-        self._model, self._objective = model, objective
-        self._autocast = autocast(device, dtype)
-        self._optimizer = _optimizer(model.network, recipe, fused=device.type in ("cpu", "cuda"))
-        self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        warmup = max(1, round(recipe.warmup * steps))
-        rise = torch.optim.lr_scheduler.LinearLR(self._optimizer, 0.1, total_iters=warmup)
-        fall = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, max(1, steps - warmup))
-        self._schedule = torch.optim.lr_scheduler.SequentialLR(
-            self._optimizer, [rise, fall], [warmup]
+        self._job, self._recipe, self._context = job, job.recipe, context
+        self._team, self._objective = context.team, objective
+        self._device = prepare(context)
+        network = job.network(dataset)
+        self._head = {name for name, _ in network.named_parameters()}
+        if job.pretrained is not None:
+            table = "teach" if job.role == "teacher" else "student"
+            self._head = start_from(network, job.arch, job.pretrained, f"{table}.pretrained")
+        self.dtype = pick_precision(job.recipe, network, self._device)
+        self._model = self._placed(Classifier(network, dataset.input))
+        self._forward: Callable[[Tensor], Tensor] = self._model
+        self._frozen: bool | None = None
+        self._average = Average(self._model, self._recipe.ema) if self._recipe.ema else None
+        self._optimizer = make_optimizer(
+            self._model.network,
+            self._recipe,
+            fused=self._device.type in ("cpu", "cuda"),
+            head=self._head,
+            body_rate=job.pretrained.body_rate if job.pretrained else 1.0,
         )
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=self.dtype == torch.float16)
+        images = open_split(dataset, "train")
+        self._batches = Batches(
+            images,
+            _batch_size(self._recipe, len(images), self._team.size),
+            self._device,
+            settings=self._recipe.augment,
+            seed=context.seed,
+            team=self._team,
+            views=views,
+        )
+        self._val = open_split(dataset, "val")
+        self._history: list[Epoch] = []
+        self._step = 0
+        """Steps done in this epoch."""
+        self._loss = torch.zeros((), device=self._device)
+        """Sum of their losses."""
+        self._seconds = 0.0
+        """Time they took."""
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss of the batch, still on the device."""
-        with self._autocast:
-            logits = self._model(images)
-        loss = self._objective(images, logits, labels)
+    @property
+    def result(self) -> nn.Module:
+        """The network to keep: the last weights, or their moving average."""
+        return (self._average.network if self._average else self._model).network
+
+    @property
+    def where(self) -> str:
+        """The devices in words."""
+        n = self._team.size
+        return where(self._device) if n == 1 else f"{n} × {where(self._device)}"
+
+    def run(self, resume: Resume, metrics: Metrics | None) -> tuple[Epoch, ...]:
+        """Train to the end."""
+        state = resume.read()
+        total = len(self._batches) * self._recipe.epochs
+        if state is not None:
+            self._restore(state)
+            if self._team.leads:
+                console.print(f"{self._job.role}: going on after step {self._done} of {total}")
+        with bar(self._job.role, total) as shown:
+            shown.advance(self._done)
+            while len(self._history) < self._recipe.epochs:
+                self._run_epoch(resume, shown)
+                self._history.append(self._finish_epoch())
+                if metrics is not None:
+                    metrics.write(self._history)
+                last = self._history[-1]
+                note = f"epoch {last.epoch}/{self._recipe.epochs}, validation {last.val_top1:.2%}"
+                shown.advance(0, note=note)
+        if metrics is not None:
+            metrics.close()
+        return tuple(self._history)
+
+    @property
+    def _done(self) -> int:
+        """Steps done since the start."""
+        return len(self._history) * len(self._batches) + self._step
+
+    def _placed(self, model: Classifier) -> Classifier:
+        model = model.to(self._device).to(memory_format=torch.channels_last)
+        if self._team.size > 1 and self._device.type == "cuda":
+            # Statistics of the whole batch: the result must not depend on the number of GPUs.
+            model.network = nn.SyncBatchNorm.convert_sync_batchnorm(model.network)
+        return model
+
+    def _set_phase(self, epoch: int) -> None:
+        """Training mode; in the first epochs of a pretrained network only the head learns."""
+        frozen = self._job.pretrained is not None and epoch < self._job.pretrained.frozen_epochs
+        self._model.train()
+        if frozen:
+            for module in self._model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        if frozen == self._frozen:
+            return
+        self._frozen = frozen
+        for name, parameter in self._model.network.named_parameters():
+            parameter.requires_grad_(not frozen or name in self._head)
+        forward: Any = self._model
+        if self._team.size > 1:
+            forward = DistributedDataParallel(self._model)
+        wanted = self._recipe.compile
+        if wanted is True or (wanted == "auto" and self._device.type == "cuda"):
+            forward = torch.compile(forward)
+        self._forward = forward
+
+    def _run_epoch(self, resume: Resume, shown: Bar) -> None:
+        epoch, before = len(self._history), self._seconds
+        since = time.perf_counter()
+        self._set_phase(epoch)
+        for batch in self._batches.epoch(epoch, skip=self._step):
+            self._loss += self._update(batch)
+            self._step += 1
+            shown.advance()
+            if resume.is_due():
+                self._seconds = before + time.perf_counter() - since
+                resume.write(self._state())
+        # Waits for the GPU, so that the time is the whole time.
+        self._loss = self._team.total(self._loss) / self._team.size
+        float(self._loss)
+        self._seconds = before + time.perf_counter() - since
+
+    def _update(self, batch: Batch) -> Tensor:
+        """One update of the weights; nothing in it waits for the GPU."""
+        done, steps = self._done, len(self._batches) * self._recipe.epochs
+        # For dropout: a function of the step, so that there is no generator's state to save.
+        torch.manual_seed(self._context.seed + (done << 20) + self._team.rank)
+        set_rate(self._optimizer, rate_at(done, steps, self._recipe.warmup))
+        with autocast(self._device, self.dtype):
+            logits = self._forward(batch.images)
+        loss = self._objective(batch, logits)
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
+        if self._recipe.clip_norm:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._schedule.step()
+        if self._average is not None:
+            self._average.update(done)
         return loss.detach()
 
+    def _finish_epoch(self) -> Epoch:
+        number, steps = len(self._history) + 1, len(self._batches)
+        loss = float(self._loss) / steps
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the {self._job.role}'s training diverged in epoch {number}: its loss is {loss}",
+                remedy="Lower the recipe's learning_rate, or lengthen its warmup.",
+            )
+        since = time.perf_counter()
+        judged = self._average.network if self._average else self._model
+        val_top1 = evaluation.top1(judged, self._val, self._device, self.dtype, self._team)
+        epoch = Epoch(
+            epoch=number,
+            loss=loss,
+            val_top1=val_top1,
+            seconds=self._seconds + time.perf_counter() - since,
+            learning_rate=self._optimizer.param_groups[0]["lr"],
+            images_per_second=steps * self._batches.size / self._seconds,
+            memory_bytes=peak_memory(self._device),
+        )
+        self._step, self._seconds = 0, 0.0
+        self._loss = torch.zeros((), device=self._device)
+        return epoch
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Mixed precision in `dtype`; nothing for float32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    def _state(self) -> dict[str, Any]:
+        return {
+            "history": [epoch.model_dump() for epoch in self._history],
+            "step": self._step,
+            "loss": self._loss,
+            "seconds": self._seconds,
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": self._average.network.state_dict() if self._average else None,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._history = [Epoch(**epoch) for epoch in state["history"]]
+        self._step, self._seconds = state["step"], state["seconds"]
+        self._loss = state["loss"].to(self._device)
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.network.load_state_dict(state["average"])
 
 
-def _optimizer(network: nn.Module, recipe: Recipe, *, fused: bool) -> torch.optim.Optimizer:
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused)
-    return torch.optim.SGD(
-        groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True, fused=fused
-    )
-
-
-def predict(
-    model: Classifier, images: Images, device: torch.device, dtype: torch.dtype = torch.float32
-) -> NDArray[np.float32]:
-    """Logits [n, classes] of a whole split, in order, in evaluation mode."""
-    model.eval()
-    answers = []
-    with torch.inference_mode(), autocast(device, dtype):
-        for batch, _ in images.batches(EVALUATION_BATCH):
-            answers.append(model(torch.from_numpy(batch).to(device)).float().cpu().numpy())
-    return np.concatenate(answers)
+def _batch_size(recipe: Recipe, images: int, processes: int) -> int:
+    """Images a step over all processes."""
+    if images < 2 * processes:
+        raise DataError(
+            f"the training split has {images} images, fewer than two for each process",
+            remedy="Add images.",
+        )
+    if recipe.batch_size % processes:
+        raise ConfigError(
+            f"a batch of {recipe.batch_size} images cannot be shared evenly by {processes} "
+            "processes",
+            remedy="Choose a batch_size that is a multiple of the number of processes.",
+        )
+    return min(recipe.batch_size, images - images % processes)

@@ -37,7 +37,7 @@ recipe = {{ epochs = 3, batch_size = 16, learning_rate = 0.05 }}
 arch = "mobilenet_v2"
 width = 0.25
 stem_stride = 2
-recipe = {{ epochs = 3, batch_size = 16, learning_rate = 0.05 }}
+recipe = {{ epochs = 3, batch_size = 16, learning_rate = 0.01 }}
 
 [export]
 formats = ["onnx", "coreml", "tensorrt"]
@@ -212,6 +212,26 @@ def test_a_run_without_baseline_and_quantization(small, finished):
     assert [row["role"] for row in found["models"]] == ["teacher", "student"]
     skipped = {row["precision"]: row["skipped"] for row in found["artifacts"]}
     assert skipped["fp32"] is None and "quantize.enabled is false" in skipped["int8"]
+
+
+def test_seeds_train_pairs_and_ship_the_first(small, finished):
+    run(small, finished, "--set", "seeds=[0, 1]", "--set", "name=seeds")
+    found = report(finished, "seeds")
+    assert [row["seed"] for row in found["seeds"]] == [0, 1]
+    assert found["seeds"][0]["gain"] == found["gain"] and found["gain_over_seeds"]["n"] == 2
+    assert sums(finished) == {
+        (r["format"], r["precision"], r["variant"]): r["sha256"] for r in found["artifacts"]
+    }
+    curves = {path.name for path in (finished / "seeds" / "metrics").iterdir()}
+    roles = ("teacher", "baseline", "student", "baseline-seed1", "student-seed1")
+    assert curves == {f"{role}.jsonl" for role in roles}
+
+
+def test_every_epoch_is_in_a_plain_file(finished):
+    for row in report(finished)["models"]:
+        path = finished / "small" / "metrics" / f"{row['role']}.jsonl"
+        epochs = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [e["loss"] for e in epochs] == [e["loss"] for e in row["history"]]
 
 
 def stopped_in(stage, small, runs, how):

@@ -226,3 +226,15 @@ def test_streamed_image_that_is_gone(stored_and_streamed):
         Path(line.strip('"')).unlink()
     with pytest.raises(DataError, match="No such file"):
         images[:3]
+
+
+def test_a_box_is_cut_from_the_centre_square(tmp_path):
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[10:30, 30:50] = 200  # within the centre square, columns 20 to 60
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    whole = decode(tmp_path / "a.png", 10, 3, box=(0, 0, 1, 1))
+    np.testing.assert_array_equal(whole, decode(tmp_path / "a.png", 10, 3))
+    part = decode(tmp_path / "a.png", 10, 3, crop_fraction=0.5, box=(0.4, 0.4, 0.2, 0.2))
+    assert (part == 200).all()
+    corner = decode(tmp_path / "a.png", 10, 3, box=(0.8, 0.8, 0.2, 0.2))
+    assert not corner.any()

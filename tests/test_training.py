@@ -1,18 +1,19 @@
 """The training loop: it learns, repeats itself exactly, and moves images as it says."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from models.classifier import Classifier
-from pipeline import training
-from pipeline.augment import augment, mirror, shift
-from pipeline.batches import Batches
+from pipeline import devices, losses
 from pipeline.context import Context
-from pipeline.errors import CannotRunHereError, TrainingError
+from pipeline.errors import CannotRunHereError, ConfigError, TrainingError
 from pipeline.images import open_split
 from pipeline.records import InputSpec
-from pipeline.settings import Recipe, Student
+from pipeline.settings import Augment, Pretrained, Recipe, Student
 from pipeline.stages.baseline import Baseline
 from pipeline.stages.data import Data
 from pipeline.stages.distill import Distill
@@ -72,51 +73,124 @@ def test_same_seed_same_weights_another_seed_others(folder, tmp_path):
     assert found[0] == found[1] != found[2]
 
 
-def test_streamed_images_train_to_the_same_weights(folder, tmp_path):
+def short(**changes):
+    return STUDENT.model_copy(update={"recipe": RECIPE.model_copy(update={"epochs": 1} | changes)})
+
+
+@pytest.mark.parametrize(
+    "augment", [Augment(), Augment(policy="trivial_augment", erasing=0.5, mixup=1.0, cutmix=1.0)]
+)
+def test_streamed_images_train_to_the_same_weights(folder, tmp_path, augment):
     found = []
     for place, limit in (("memory", 4096), ("stream", 0)):
         context = Context(store=Store(tmp_path / place), threads=2, device="cpu")
         dataset = data(folder, context, memory_limit_mb=limit)
         assert open_split(dataset, "train").resident == (limit > 0)
-        short = STUDENT.model_copy(update={"recipe": RECIPE.model_copy(update={"epochs": 1})})
-        checkpoint = Baseline().run(context, short, dataset)
+        checkpoint = Baseline().run(context, short(augment=augment), dataset)
         assert checkpoint is not None
         found.append(file_sha256(checkpoint.weights_path))
     assert found[0] == found[1]
 
 
-def test_an_epoch_shows_each_image_once_with_its_label(folder, context):
-    images = open_split(data(folder, context), "train")
-    batches = Batches(images, 9, torch.device("cpu"), torch.Generator().manual_seed(0))
-    seen = [(x.numpy(), y.numpy()) for x, y in batches]
-    assert len(seen) == len(batches) == len(images) // 9
-    rows = {image.tobytes(): label for image, label in zip(images[:], images.labels, strict=True)}
-    shown = [(x.tobytes(), y) for xs, ys in seen for x, y in zip(xs, ys, strict=True)]
-    assert len({x for x, _ in shown}) == len(shown) == 9 * len(batches)
-    assert all(rows[x] == y for x, y in shown)
+def test_streamed_images_are_cropped_as_they_are_decoded(folder, context):
+    dataset = data(folder, context, memory_limit_mb=0)
+    checkpoint = Baseline().run(context, short(augment=Augment(resized_crop=0.3)), dataset)
+    assert checkpoint is not None and np.isfinite(checkpoint.history[-1].loss)
 
 
-def test_mirror_flips_some_images_whole():
-    images = torch.arange(2000 * 6, dtype=torch.int32).view(2000, 2, 3, 1)
-    flipped = mirror(images, torch.Generator().manual_seed(0))
-    same = (flipped == images).flatten(1).all(1)
-    turned = (flipped == images.flip(2)).flatten(1).all(1)
-    assert (same ^ turned).all() and 900 < turned.sum() < 1100
+@pytest.mark.parametrize("method", losses.names())
+@pytest.mark.parametrize("views", [0, 2])
+def test_every_method_trains_a_student_with_two_classes_too(method, views, tmp_path):
+    folder = make_set(tmp_path / "set", train=40, classes=2)
+    context = Context(store=Store(tmp_path / "store"), threads=2, device="cpu")
+    dataset = data(folder, context)
+    teacher = Teach(arch="resnet8_cifar", recipe=RECIPE).run(context, dataset)
+    # A gentle rate: correlations, which `dist` compares, are steep where logits hardly differ yet.
+    changes = {"augment": Augment(mixup=1.0), "epochs": 12, "learning_rate": 0.005}
+    recipe = RECIPE.model_copy(update=changes)
+    student = STUDENT.model_copy(update={"recipe": recipe})
+    distill = Distill(method=method, views=views)
+    found = distill.run(context, student, teacher, dataset)
+    assert found.history[-1].loss < found.history[0].loss
+    assert len(list((context.store.root / "answers").glob("*"))) == views
 
 
-def test_shift_moves_within_the_padding_and_fills_with_zeros():
-    images = torch.zeros(500, 5, 5, 1, dtype=torch.uint8)
-    images[:, 2, 2] = 255
-    moved = shift(images, 2, torch.Generator().manual_seed(0))
-    places = moved.squeeze(-1).flatten(1).argmax(1)
-    assert moved.shape == images.shape
-    assert (moved.flatten(1).sum(1) == 255).all()
-    assert len(places.unique()) == 25
+def test_a_method_for_mixed_images_asks_for_them(context):
+    with pytest.raises(ConfigError, match=r"function_matching.*mixes none"):
+        Distill(method="function_matching").check(STUDENT)
 
 
-def test_augment_is_off_when_asked_to_be():
-    images = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
-    assert augment(images, flip=False, crop_padding=0, generator=torch.Generator()) is images
+def test_kept_answers_are_those_of_the_running_teacher(folder, context):
+    """With as many views as epochs both see the same images; float16 is all that differs."""
+    dataset = data(folder, context)
+    teacher = Teach(arch="resnet8_cifar", recipe=RECIPE).run(context, dataset)
+    augment = Augment(crop_padding=1, policy="rand_augment", mixup=0.3)
+    student = short(epochs=2, augment=augment)
+    live = Distill(views=0).run(context, student, teacher, dataset)
+    kept = Distill(views=2).run(context, student, teacher, dataset)
+    again = Distill(views=1).run(context, student, teacher, dataset)
+    assert kept.history[0].loss == pytest.approx(live.history[0].loss, rel=1e-3)
+    assert kept.history[1].loss == pytest.approx(live.history[1].loss, rel=1e-2)
+    assert again.history[0].loss == kept.history[0].loss
+    assert again.history[1].loss != kept.history[1].loss
+
+
+def test_the_average_of_the_weights_is_what_is_kept(folder, context):
+    dataset = data(folder, context)
+    plain, averaged = (
+        Baseline().run(context, short(epochs=3, ema=ema), dataset) for ema in (0.0, 0.99)
+    )
+    assert plain is not None and averaged is not None
+    assert [e.loss for e in plain.history] == [e.loss for e in averaged.history]
+    assert file_sha256(plain.weights_path) != file_sha256(averaged.weights_path)
+
+
+def test_a_pretrained_teacher_learns_other_classes(tmp_path, context):
+    """Pretrained on one set, fine-tuned on another: a frozen phase, then a slower body."""
+    many = make_set(tmp_path / "many", train=60)
+    two = make_set(tmp_path / "two", train=40, classes=2)
+    first = Teach(arch="resnet8_cifar", recipe=RECIPE).run(context, data(many, context))
+    for frozen, rate in ((1, 1.0), (0, 0.1)):
+        start = Pretrained(weights=first.weights_path, frozen_epochs=frozen, body_rate=rate)
+        recipe = RECIPE.model_copy(update={"epochs": 1, "weight_decay": 0.0})
+        tuned = Teach(arch="resnet8_cifar", pretrained=start, recipe=recipe)
+        found = tuned.run(context, data(two, context))
+        assert found.start == str(first.weights_path) and len(found.labels) == 2
+        before, after = (torch.load(c.weights_path) for c in (first, found))
+        body = [name for name in before if before[name].shape == after[name].shape]
+        moved = max((after[n].float() - before[n].float()).abs().max().item() for n in body)
+        assert (moved == 0) == (frozen == 1)
+
+
+def test_memory_does_not_grow_and_every_epoch_is_written_down(folder, context):
+    found = Baseline().run(context, short(epochs=6), data(folder, context))
+    assert found is not None
+    memory = [epoch.memory_bytes or 0 for epoch in found.history]
+    assert memory[0] > 0
+    assert memory[-1] - memory[1] < 0.01 * memory[1]
+    lines = (found.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(json.loads(line)["images_per_second"] > 0 for line in lines)
+
+
+def test_tensorboard_shows_losses_and_accuracies(folder, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    context = Context(store=Store(tmp_path / "store"), device="cpu", tensorboard=tmp_path / "board")
+    found = Baseline().run(context, short(epochs=2), data(folder, context))
+    assert found is not None
+    events = accumulator.EventAccumulator(str(tmp_path / "board" / "baseline-seed0"))
+    events.Reload()
+    losses = [point.value for point in events.Scalars("loss/train")]
+    assert losses == pytest.approx([epoch.loss for epoch in found.history])
+    assert [point.step for point in events.Scalars("top1/validation")] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_a_compiled_network_learns_too(folder, context):
+    recipe = RECIPE.model_copy(update={"compile": True, "epochs": 2})
+    found = Teach(arch="resnet8_cifar", recipe=recipe).run(context, data(folder, context))
+    assert found.history[-1].loss < found.history[0].loss
 
 
 def test_the_classifier_normalises_as_its_contract_says():
@@ -130,16 +204,16 @@ def test_the_classifier_normalises_as_its_contract_says():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_device_that_is_not_there():
     with pytest.raises(CannotRunHereError, match="cuda"):
-        training.pick_device("cuda")
-    assert training.pick_device("auto").type in ("cpu", "mps")
+        devices.pick_device("cuda")
+    assert devices.pick_device("auto").type in ("cpu", "mps")
 
 
 def test_precision_of_depthwise_networks_on_the_cpu_is_float32():
     network = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4))
     cpu = torch.device("cpu")
-    assert training.pick_precision(Recipe(), network, cpu) == torch.float32
+    assert devices.pick_precision(Recipe(), network, cpu) == torch.float32
     named = Recipe(precision="bf16")
-    assert training.pick_precision(named, network, cpu) == torch.bfloat16
+    assert devices.pick_precision(named, network, cpu) == torch.bfloat16
 
 
 @pytest.mark.gpu

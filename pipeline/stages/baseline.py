@@ -22,20 +22,15 @@ class Baseline(Settings):
 
         def work(folder: Path) -> Checkpoint:
             from pipeline import training
-            from pipeline.losses import cross_entropy
 
-            smoothing = student.recipe.label_smoothing
             job = training.Job(role="baseline", **dict(student))
-            return training.train(
-                job, dataset, context, folder, lambda _, z, y: cross_entropy(z, y, smoothing)
-            )
+            objective = training.imitating_labels(student.recipe)
+            return training.train(job, dataset, context, folder, objective)
 
-        return context.store.get(
-            Checkpoint,
+        return context.trained(
             "baseline",
             work,
-            version=1,
-            settings=student,
+            settings=student.model_copy(update={"pretrained": None}),
             parents=[dataset],
-            facts=context.training_facts(),
+            pretrained=student.pretrained,
         )

@@ -3,73 +3,129 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 
+from pipeline import losses
 from pipeline.context import Context
+from pipeline.errors import ConfigError
+from pipeline.progress import console
 from pipeline.records import Checkpoint, Dataset
-from pipeline.settings import Settings, Student
+from pipeline.settings import Settings, Student, read_table
 
 if TYPE_CHECKING:
+    import torch
+
+    from pipeline.batches import Batch
+    from pipeline.losses import LossSettings
     from pipeline.training import Objective
 
 
 class Distill(Settings):
-    """The table [distill]."""
+    """The table [distill]; the keys of the chosen method stand beside these."""
 
-    temperature: float = Field(default=4.0, gt=0)
-    """Softens both distributions (Hinton, Vinyals & Dean 2015)."""
-    hard_weight: float = Field(default=0.1, ge=0, le=1)
-    """Weight of the cross-entropy with the labels; the teacher's term has the rest."""
+    model_config = ConfigDict(extra="allow")
+
+    method: str = "kd"
+    """What the student is to imitate: the name of a module in pipeline/losses/, where its own keys
+    are explained, such as `temperature` and `hard_weight`."""
+    standardize_logits: bool = False
+    """Compare the z-scores of the logits, not the logits (Sun et al., CVPR 2024), whose authors
+    then take a temperature of 2."""
+    views: int = Field(default=0, ge=0)
+    """How many augmented views of the training split the teacher answers to, once, before the
+    training, which then goes round in them; 0 runs the teacher on a new view in every epoch. Saves
+    most of the time where there are many epochs and no GPU; few views overfit."""
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in losses.names():
+            raise ValueError(
+                f"no method is called `{method}`; there are: {', '.join(losses.names())}"
+            )
+        return method
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        own = {name: (f.annotation, f) for name, f in type(self).model_fields.items()}
+        kind = losses.load(self.method).Settings
+        # With its own keys too, so that a mistyped one of either kind finds its neighbour.
+        whole: Any = create_model("Distill", __base__=kind, **cast(Any, own))
+        read_table(self.model_extra or {}, whole, ("distill",))
+        return self
+
+    @property
+    def loss(self) -> LossSettings:
+        """The keys of the chosen method."""
+        return losses.load(self.method).Settings.model_validate(self.model_extra or {})
+
+    def check(self, student: Student) -> None:
+        """Raise `ConfigError` where the method and the student's recipe do not fit; quick."""
+        augment = student.recipe.augment
+        if losses.load(self.method).MIXES and not (augment.mixup or augment.cutmix):
+            raise ConfigError(
+                f'distill.method = "{self.method}" is made for mixed images, and '
+                "student.recipe.augment mixes none",
+                remedy="Set student.recipe.augment.mixup to 1 (the baseline then mixes too).",
+            )
 
     def run(
         self, context: Context, student: Student, teacher: Checkpoint, dataset: Dataset
     ) -> Checkpoint:
-        """The student's checkpoint."""
+        """The student's checkpoint. Raises `ConfigError` where `check` does."""
+        self.check(student)
+        plain = student.model_copy(update={"pretrained": None})
+        method = {"name": self.method, "settings": self.loss, "z": self.standardize_logits}
 
         def work(folder: Path) -> Checkpoint:
             from pipeline import training
 
             job = training.Job(role="student", **dict(student))
-            objective = self._objective(context, student, teacher)
-            return training.train(job, dataset, context, folder, objective)
+            objective = self._objective(context, student, teacher, dataset)
+            return training.train(job, dataset, context, folder, objective, self.views)
 
-        return context.store.get(
-            Checkpoint,
+        return context.trained(
             "distill",
             work,
-            version=1,
-            settings={"distill": self, "student": student},
+            settings={"distill": method, "views": self.views, "student": plain},
             parents=[dataset, teacher],
-            facts=context.training_facts(),
+            pretrained=student.pretrained,
         )
 
-    def _objective(self, context: Context, student: Student, teacher: Checkpoint) -> Objective:
-        import torch
+    def _objective(
+        self, context: Context, student: Student, teacher: Checkpoint, dataset: Dataset
+    ) -> Objective:
+        from pipeline import guidance
+        from pipeline.devices import prepare
+        from pipeline.logits import cross_entropy, standardize
 
-        import models
-        from pipeline import training
-        from pipeline.losses import knowledge_distillation
-
-        device = training.pick_device(context.device)
-        guide = models.load(teacher).to(device).to(memory_format=torch.channels_last)
-        precision = training.autocast(
-            device, training.pick_precision(student.recipe, guide.network, device)
-        )
-
-        def objective(
-            images: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
-        ) -> torch.Tensor:
-            with torch.no_grad(), precision:
-                answer = guide(images)
-            return knowledge_distillation(
-                logits,
-                answer,
-                labels,
-                temperature=self.temperature,
-                hard_weight=self.hard_weight,
-                label_smoothing=student.recipe.label_smoothing,
+        recipe, settings = student.recipe, self.loss
+        distance = losses.load(self.method).distance
+        if self.standardize_logits and len(dataset.labels) == 2:
+            console.print(
+                "[yellow]distill.standardize_logits: the z-scores of two logits say only which is "
+                "larger; with two classes the teacher teaches nothing by them[/]"
             )
+        if self.views:
+            views = range(min(self.views, recipe.epochs))
+            asking = guidance.Asking(context, teacher, dataset, recipe)
+            answers = [asking.about(view) for view in views]
+            guide = guidance.kept(answers, prepare(context))
+        else:
+            guide = guidance.running(context, teacher, recipe)
+
+        def objective(batch: Batch, logits: torch.Tensor) -> torch.Tensor:
+            wanted, given = guide(batch), logits
+            if self.standardize_logits:
+                wanted, given = standardize(wanted), standardize(logits)
+            loss = distance(given, wanted, batch.leading, settings)
+            if not settings.hard_weight:
+                return loss
+            hard = cross_entropy(
+                logits, batch.labels, recipe.label_smoothing, batch.others, batch.share
+            )
+            return loss + settings.hard_weight * hard
 
         return objective

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from pipeline.context import Context
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.pretrained import check
 from pipeline.records import Checkpoint, Dataset
-from pipeline.settings import Recipe, Settings
+from pipeline.settings import Pretrained, Recipe, Settings
 from pipeline.store import file_sha256
+
+if TYPE_CHECKING:
+    from pipeline.training import Job
 
 
 class Teach(Settings):
@@ -23,11 +28,20 @@ class Teach(Settings):
     checkpoint: Path | None = None
     """Weights of `arch`, trained elsewhere on the same classes in the same order: a state dict
     (.pt, .pth or .safetensors). Training is skipped."""
+    pretrained: Pretrained | None = None
+    """Weights of `arch`, trained on other classes, that the training starts from; by default it
+    starts at random."""
     recipe: Recipe = Recipe()
     """How it is trained."""
 
     def check(self) -> None:
         """Raise `CheckpointError` where the given weights are not there; quick."""
+        check(self.pretrained, "teach.pretrained", self.arch, self.width)
+        if self.checkpoint is not None and self.pretrained is not None:
+            raise ConfigError(
+                "teach.checkpoint and teach.pretrained are both set",
+                remedy="A checkpoint is used as it is; pretrained weights are trained on.",
+            )
         if self.checkpoint is not None and not self.checkpoint.is_file():
             what = f"teach.checkpoint: there is no file {self.checkpoint}"
             raise CheckpointError(what, remedy="Check the path.")
@@ -43,22 +57,27 @@ class Teach(Settings):
 
         def work(folder: Path) -> Checkpoint:
             from pipeline import training
-            from pipeline.losses import cross_entropy
 
-            smoothing = self.recipe.label_smoothing
-            job = training.Job(role="teacher", arch=self.arch, width=self.width, recipe=self.recipe)
-            return training.train(
-                job, dataset, context, folder, lambda _, z, y: cross_entropy(z, y, smoothing)
-            )
+            objective = training.imitating_labels(self.recipe)
+            return training.train(self._job(), dataset, context, folder, objective)
 
-        return context.store.get(
-            Checkpoint,
+        return context.trained(
             "teach",
             work,
-            version=1,
-            settings=self,
+            settings=self.model_copy(update={"pretrained": None}),
             parents=[dataset],
-            facts=context.training_facts(),
+            pretrained=self.pretrained,
+        )
+
+    def _job(self) -> Job:
+        from pipeline import training
+
+        return training.Job(
+            role="teacher",
+            arch=self.arch,
+            width=self.width,
+            recipe=self.recipe,
+            pretrained=self.pretrained,
         )
 
     def _given(self, context: Context, dataset: Dataset, path: Path) -> Checkpoint:
@@ -66,7 +85,7 @@ class Teach(Settings):
             from pipeline import training
             from pipeline.checkpoints import fit_weights, read_weights, write_weights
 
-            job = training.Job(role="teacher", arch=self.arch, width=self.width, recipe=self.recipe)
+            job = self._job()
             network = job.network(dataset)
             fit_weights(network, read_weights(path), path, self.arch)
             write_weights(network, folder / "weights.pt")

@@ -1,0 +1,107 @@
+"""The processes of one job, as `torchrun` or `accelerate launch` start them.
+
+Training is shared by all of them; everything else is done by the leader, the process of rank 0,
+while the others wait. A job of one process needs none of this and loads no torch for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=2)
+"""How long a process waits for the leader's other work. A process that died is noticed at once, by
+its closed connection."""
+LOST = ("connection closed", "connection reset", "socket closed", "broken pipe", "nccl", "gloo")
+"""What the messages of a broken connection have in common."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those of its job."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Rank among the processes of this machine: its GPU's number."""
+    local_size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes, and does what is done once."""
+        return self.rank == 0
+
+    def tell(self, what: T) -> T:
+        """The leader's `what` (anything that can be pickled), in every process."""
+        if self.size == 1:
+            return what
+        import torch.distributed as dist
+
+        box: list[Any] = [what]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, what: T) -> list[T]:
+        """Each process's `what` in order of rank for the leader; an empty list for the others."""
+        if self.size == 1:
+            return [what]
+        import torch.distributed as dist
+
+        found: list[Any] | None = [None] * self.size if self.leads else None
+        dist.gather_object(what, found, dst=0)
+        return found or []
+
+    def total(self, values: Tensor) -> Tensor:
+        """`values` summed over all processes, in every one of them."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+
+def join(environment: Mapping[str, str] = os.environ) -> Team:
+    """The team that `environment` describes, connected; one process where it describes none."""
+    size = int(environment.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in environment:
+        return Team()
+    import torch
+    import torch.distributed as dist
+
+    team = Team(
+        rank=int(environment["RANK"]),
+        size=size,
+        local_rank=int(environment.get("LOCAL_RANK", "0")),
+        local_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
+    )
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(team.local_rank % torch.cuda.device_count())
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    return team
+
+
+def leave() -> None:
+    """Close the connections, so that the others see this process end at once."""
+    import sys
+
+    # Where torch was never loaded there is nothing to close.
+    if "torch.distributed" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether `error` says that another process of the job is gone."""
+    return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in LOST)
