@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.stats import PairedDifference
+from benchmarks.stats import PairedDifference, paired_difference
 from pipeline.errors import StoreError
 from pipeline.records import Artifact, Checkpoint, Dataset, Measurement, Quantized
 from pipeline.store import file_sha256
@@ -27,6 +27,7 @@ from pipeline.summary import (
     ParityRow,
     QuantizationRow,
     Report,
+    SeedRow,
 )
 
 
@@ -44,11 +45,13 @@ def build(
     date: str,
     quantized: Quantized | None = None,
     test_labels: NDArray[np.int64] | None = None,
+    seeds: Mapping[int, Sequence[tuple[Checkpoint, Measurement]]] | None = None,
 ) -> Report:
     """The report of a run, from its records.
 
     The third of each artifact is its place inside the bundle. With `test_labels` the rows also
     carry per-image and per-class correctness, read from the predictions of their measurements.
+    `seeds` are the models of every seed where there are several, the shipped one's first.
     Raises `StoreError` where predictions and labels do not belong together.
     """
     student = next((m for c, m in models if c.role == "student" and m.accuracy), None)
@@ -66,6 +69,7 @@ def build(
         models=tuple(_model_row(checkpoint, found, test) for checkpoint, found in models),
         artifacts=tuple(_artifact_row(*artifact, test) for artifact in artifacts),
         gain=gain,
+        seeds=tuple(_seed_row(seed, trained, test) for seed, trained in (seeds or {}).items()),
         quantization=quantized
         and QuantizationRow(
             method=quantized.calibration.method,
@@ -143,6 +147,24 @@ def _model_row(checkpoint: Checkpoint, found: Measurement, test: _Test) -> Model
         skipped=found.skipped,
         agreement=float(np.mean(_named(found) == test.student)) if compared else None,
         **_outcome(checkpoint.role, found, test),
+    )
+
+
+def _seed_row(seed: int, trained: Sequence[tuple[Checkpoint, Measurement]], test: _Test) -> SeedRow:
+    found = {checkpoint.role: measured for checkpoint, measured in trained}
+    top1 = {role: m.accuracy.top1 for role, m in found.items() if m.accuracy}
+    gain = None
+    if test.labels is not None and "baseline" in top1:
+        right = [
+            _correct(f"{role} of seed {seed}", found[role], test.labels)
+            for role in ("baseline", "student")
+        ]
+        gain = paired_difference(*right)
+    return SeedRow(
+        seed=seed,
+        baseline_top1=top1.get("baseline"),
+        student_top1=top1["student"],
+        gain=gain,
     )
 
 

@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -26,10 +26,19 @@ class Config(Settings):
     """Name of the run: results lie in runs/<name>. Letters, digits, dot, dash and underscore."""
     seed: int = Field(default=0, ge=0)
     """Decides initial weights, data order and augmentation."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Baseline and student are trained once with each of these, to tell a gain from a seed's luck;
+    the split and the teacher stay those of their own seeds. The student of the first one is
+    shipped, so that the test set chooses nothing. Empty: `seed` alone."""
     device: Device = "auto"
     """Where training happens; `auto` is CUDA, else Apple's MPS, else the CPU."""
     threads: int = Field(default=0, ge=0)
     """CPU threads for training and evaluation; 0 is all cores. Latency has its own: [measure]."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    """How often a training writes the state that it can be continued from."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files to runs/<name>/tensorboard while training; the plain files in
+    runs/<name>/metrics are written in any case."""
     data: Data
     teach: Teach = Teach()
     student: Student = Student()
@@ -45,6 +54,19 @@ class Config(Settings):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
             raise ValueError("may hold letters, digits, dot, dash and underscore only")
         return name
+
+    @field_validator("seeds")
+    @classmethod
+    def _are_different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"names a seed twice: {', '.join(map(str, twice))}")
+        return seeds
+
+    @property
+    def student_seeds(self) -> tuple[int, ...]:
+        """What baseline and student are trained with; the first one's student is shipped."""
+        return self.seeds or (self.seed,)
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from benchmarks.stats import PairedDifference, paired_difference
-from pipeline import assemble, summary
+from pipeline import assemble, metrics, pretrained, summary
 from pipeline.config import Config
 from pipeline.context import Context
 from pipeline.errors import CannotRunHereError, StoreError, require
@@ -30,28 +31,44 @@ STATE = ".state"
 """What pages and bundle were made of, in the run's folder."""
 
 
-def run(config: Config, store: Store, runs: Path, command: str) -> Path:
+def run(config: Config, store: Store, runs: Path, command: str) -> Path | None:
     """Do whatever of `config` is not in the `store` yet; return the run's folder below `runs`.
 
-    `command` is what was typed; the report repeats it.
+    `command` is what was typed; the report repeats it. Of several processes all train, and the
+    others than the leader return None after that.
     """
     check(config)
-    context = Context(store=store, seed=config.seed, device=config.device, threads=config.threads)
+    context = Context(
+        store=store,
+        seed=config.seed,
+        device=config.device,
+        threads=config.threads,
+        checkpoint_seconds=config.checkpoint_seconds,
+        tensorboard=runs / config.name / "tensorboard" if config.tensorboard else None,
+    )
     say = _Speaker(store)
     dataset = config.data.run(context)
     say("data", dataset.line)
     teacher = config.teach.run(context, dataset)
     say("teach", teacher.line)
-    baseline = config.baseline.run(context, config.student, dataset)
-    say("baseline", baseline.line if baseline else OFF)
-    student = config.distill.run(context, config.student, teacher, dataset)
-    say("distill", student.line)
-    quantized = config.quantize.run(context, student, dataset)
+    trained = {}
+    for seed in config.student_seeds:
+        seeded, which = replace(context, seed=seed), f"seed {seed}: " if config.seeds else ""
+        baseline = config.baseline.run(seeded, config.student, dataset)
+        say("baseline", which + (baseline.line if baseline else OFF))
+        student = config.distill.run(seeded, config.student, teacher, dataset)
+        say("distill", which + student.line)
+        trained[seed] = [baseline, student] if baseline else [student]
+    if not store.disband():
+        return None
+
+    # What follows is done once, with the student of the first seed.
+    shipped = trained.pop(config.student_seeds[0])
+    quantized = config.quantize.run(context, shipped[-1], dataset)
     say("quantize", quantized.line if quantized else OFF)
-    artifacts = config.export.run(context, student, quantized)
+    artifacts = config.export.run(context, shipped[-1], quantized)
     say("export", *(artifact.line for artifact in artifacts))
-    models = [teacher, baseline, student] if baseline else [teacher, student]
-    measured = config.measure.run(context, models, artifacts, dataset)
+    measured = config.measure.run(context, [teacher, *shipped], artifacts, dataset, trained)
     say("measure", *measured.lines)
     return _publish(config, dataset, quantized, measured, runs, command, say.worked)
 
@@ -59,9 +76,15 @@ def run(config: Config, store: Store, runs: Path, command: str) -> Path:
 def check(config: Config) -> None:
     """Find out in milliseconds what would otherwise end the run after hours.
 
-    Raises `CheckpointError`, `CannotRunHereError` or `NotInstalledError`.
+    Raises `CheckpointError`, `ConfigError`, `CannotRunHereError` or `NotInstalledError`.
     """
     config.teach.check()
+    config.distill.check(config.student)
+    pretrained.check(
+        config.student.pretrained, "student.pretrained", config.student.arch, config.student.width
+    )
+    if config.tensorboard:
+        require("tensorboard", "tensorboard")
     if config.device == "cuda" and not cuda_devices():
         raise CannotRunHereError(
             'device = "cuda", and there is no NVIDIA driver or GPU on this machine',
@@ -106,7 +129,7 @@ def _publish(
 ) -> Path:
     """Fill runs/<name>: the shipped files and the three pages. Nothing where both are current."""
     folder = runs / config.name
-    state = digest([config, dataset, quantized, measured.models, measured.artifacts])
+    state = digest([config, dataset, quantized, *measured])
     artifacts = [artifact for artifact, _ in measured.artifacts]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,6 +138,7 @@ def _publish(
                 console.print("Nothing to do: every result was there already.")
                 return folder
             _bundle(artifacts, folder)
+            _copy_metrics(measured, config.student_seeds[0], folder / "metrics")
             report.write(_summary(config, dataset, quantized, measured, command), folder)
             (folder / STATE).write_text(state)
     return folder
@@ -164,6 +188,7 @@ def _summary(
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         quantized=quantized,
         test_labels=labels,
+        seeds=measured.others and {config.student_seeds[0]: measured.models, **measured.others},
     )
 
 
@@ -194,6 +219,17 @@ def _bundle(artifacts: Sequence[Artifact], folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _copy_metrics(measured: Measured, first: int, folder: Path) -> None:
+    """Put the curves of every training beside the report, as <role>[-seed<n>].jsonl."""
+    folder.mkdir(exist_ok=True)
+    for seed, models in {first: measured.models, **measured.others}.items():
+        for checkpoint, _ in models:
+            source = checkpoint.folder / metrics.FILE
+            if source.exists():  # a teacher that was trained elsewhere has none
+                name = checkpoint.role + (f"-seed{seed}" if seed != first else "")
+                shutil.copy2(source, folder / f"{name}.jsonl")
+
+
 def _gain(measured: Measured, labels: NDArray[np.int64]) -> PairedDifference | None:
     """Student minus baseline, over the same test images."""
     right = {
@@ -207,9 +243,13 @@ def _gain(measured: Measured, labels: NDArray[np.int64]) -> PairedDifference | N
 def _seconds(dataset: Dataset, quantized: Quantized | None, measured: Measured) -> dict[str, float]:
     """Time of the work by stage, when it was done: now or in an earlier run."""
     stage_of = {"teacher": "teach", "baseline": "baseline", "student": "distill"}
+    others = [found for models in measured.others.values() for found in models]
     spent = {"data": dataset.seconds}
-    spent |= {stage_of[checkpoint.role]: checkpoint.seconds for checkpoint, _ in measured.models}
+    for checkpoint, _ in (*measured.models, *others):
+        stage = stage_of[checkpoint.role]
+        spent[stage] = spent.get(stage, 0.0) + checkpoint.seconds
     spent["quantize"] = quantized.seconds if quantized else 0.0
     spent["export"] = sum(artifact.seconds for artifact, _ in measured.artifacts)
-    spent["measure"] = sum(m.seconds for _, m in (*measured.models, *measured.artifacts))
+    parts = (*measured.models, *measured.artifacts, *others)
+    spent["measure"] = sum(found.seconds for _, found in parts)
     return spent

@@ -8,14 +8,22 @@ Neither building nor reading one needs torch.
 import base64
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    computed_field,
+)
 
-from benchmarks.stats import PairedDifference
+from benchmarks.stats import PairedDifference, mean_interval
 from pipeline.errors import StoreError
 from pipeline.records import SCHEMA, InputSpec, Precision, Role, artifact_title
 
@@ -71,6 +79,10 @@ class EpochRow(Part):
     loss: Finite
     val_top1: Finite
     seconds: float
+    learning_rate: float | None = None
+    images_per_second: Finite = None
+    memory_bytes: int | None = None
+    """As in `records.Epoch`."""
 
 
 class Row(Part):
@@ -117,6 +129,8 @@ class ModelRow(Row):
     """Where it was trained."""
     precision: str
     """Arithmetic of the forward pass in training."""
+    start: str = "random"
+    """What the weights were before training."""
     history: tuple[EpochRow, ...] = ()
     agreement: float | None = None
     """Share of test images on which it names the same class as the student."""
@@ -177,6 +191,35 @@ class QuantizationRow(Part):
     """As in `records.Quantized`."""
 
 
+class SeedRow(Part):
+    """What one seed's baseline and student reached on the test split."""
+
+    seed: int
+    baseline_top1: float | None = None
+    """None where the baseline was switched off."""
+    student_top1: float
+    gain: PairedDifference | None = None
+    """Student minus baseline."""
+
+
+class OverSeeds(Part):
+    """A figure that every seed gave anew."""
+
+    mean: float
+    ci95: tuple[float, float]
+    """Student's t interval of the mean: teacher, split and test images are those of this run."""
+    n: int
+    """Seeds."""
+
+
+def _over(values: Sequence[float | None]) -> OverSeeds | None:
+    given = [value for value in values if value is not None]
+    if len(given) < max(2, len(values)):
+        return None
+    mean, ci95 = mean_interval(given)
+    return OverSeeds(mean=mean, ci95=ci95, n=len(given))
+
+
 class Report(Part):
     """The whole of report.json."""
 
@@ -199,8 +242,28 @@ class Report(Part):
     models: tuple[ModelRow, ...]
     artifacts: tuple[ArtifactRow, ...]
     gain: PairedDifference | None = None
-    """Student minus baseline."""
+    """Student minus baseline, as trained with the seed of what is shipped."""
+    seeds: tuple[SeedRow, ...] = ()
+    """One a seed, where there are several; the first one's student is shipped."""
     quantization: QuantizationRow | None = None
+
+    @computed_field
+    @property
+    def gain_over_seeds(self) -> OverSeeds | None:
+        """Student minus baseline; None unless several seeds gave both."""
+        return _over([row.gain and row.gain.difference for row in self.seeds])
+
+    @computed_field
+    @property
+    def baseline_over_seeds(self) -> OverSeeds | None:
+        """The baseline's top-1; None unless several seeds gave it."""
+        return _over([row.baseline_top1 for row in self.seeds])
+
+    @computed_field
+    @property
+    def student_over_seeds(self) -> OverSeeds | None:
+        """The student's top-1; None unless several seeds gave it."""
+        return _over([row.student_top1 for row in self.seeds])
 
     @property
     def rows(self) -> tuple[ModelRow | ArtifactRow, ...]:

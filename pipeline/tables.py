@@ -25,6 +25,7 @@ from pipeline.verdict import (
     percent,
     points,
     points_interval,
+    setting,
     warnings,
 )
 
@@ -133,6 +134,9 @@ def _versus(a: Report, b: Report, across_hosts: bool) -> Iterator[RenderableType
         )
     yield table
     yield from (Text(line, "dim") for line in _pairing(found))
+    for name, report in (("A", a), ("B", b)):
+        if told := setting(report):
+            yield Text(f"{name}: {told}", "dim")
     for refusal in dict.fromkeys(change.refusal for change in found if change.refusal):
         yield Text(f"! latencies are not compared: {refusal}", "yellow")
     common = {_identity(change.a) for change in found}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from benchmarks.stats import Interval, paired_difference, unpaired_interval
-from pipeline.summary import ArtifactRow, LatencyRow, ModelRow, Report
+from pipeline.summary import ArtifactRow, LatencyRow, ModelRow, OverSeeds, Report
 
 FEW_IMAGES = 1000
 AGREEMENT = 0.99
@@ -57,6 +57,25 @@ def megabytes(size: int | None) -> str:
 def probability(p: float) -> str:
     """A p value, with its relation."""
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
+def network(row: ModelRow) -> str:
+    """What was trained: without it a top-1 says little."""
+    facts = (
+        row.arch + (f" ×{row.width:g}" if row.width != 1 else ""),
+        f"stem stride {row.stem_stride}" if row.stem_stride else "",
+        f"{number(row.params / 1e6)} M parameters",
+        f"{number(row.macs / 1e6)} M MACs",
+        f"started from {row.start}" if row.start != "random" else "",
+    )
+    return ", ".join(filter(None, facts))
+
+
+def setting(report: Report) -> str:
+    """What a gain belongs to: the student, and how good its teacher is."""
+    student, teacher = report.model("student"), report.model("teacher")
+    guide = f"; teacher {percent(teacher.top1)} %" if teacher and teacher.top1 is not None else ""
+    return f"Student: {network(student)}{guide}." if student else ""
 
 
 # ---- comparing two rows ----
@@ -129,19 +148,88 @@ def _gain(report: Report) -> Finding:
         return Finding("The student was not measured.", "")
     if gain is None or baseline is None:
         claim = f"The student reaches a top-1 of {percent(student.top1)} %."
-        return Finding(claim, "There is no baseline to compare it with.")
+        told = ("There is no baseline to compare it with.", _over_seeds(report), setting(report))
+        return Finding(claim, " ".join(filter(None, told)))
     size = f"{abs(100 * gain.difference):.2f} points of top-1"
-    if gain.ci95[0] > 0:
-        claim = f"Distillation gained {size}."
-    elif gain.ci95[1] < 0:
-        claim = f"Distillation lost {size}."
-    else:
-        claim = "Distillation made no certain difference."
-    return Finding(
-        claim,
+    done = {1: f"gained {size}", -1: f"lost {size}", 0: "made no certain difference"}
+    evidence = (
         f"{percent(student.top1)} % against {percent(baseline.top1)} % for the same network "
         f"trained alone; 95 % interval of the difference {points_interval(gain.ci95)} points, "
-        f"{probability(gain.mcnemar_p)}, {gain.n:,} test images.",
+        f"{probability(gain.mcnemar_p)}, {gain.n:,} test images"
+        + ("." if report.seeds else ", one seed."),
+        _over_seeds(report),
+        setting(report),
+    )
+    claim = f"Distillation {done[_side(gain.ci95)]}{_of_first_seed(report)}."
+    return Finding(claim, " ".join(filter(None, evidence)))
+
+
+def _side(ci95: Interval) -> int:
+    """The sign that an interval is sure of; 0 where it includes zero."""
+    return int(ci95[0] > 0) - int(ci95[1] < 0)
+
+
+def _of_first_seed(report: Report) -> str:
+    return f" with seed {report.seeds[0].seed}" if report.seeds else ""
+
+
+def _over_seeds(report: Report) -> str:
+    """The gain over all seeds, or the student's top-1 where there is no baseline."""
+    gain, student = report.gain_over_seeds, report.student_over_seeds
+    if gain:
+        each = ", ".join(points(row.gain.difference) for row in report.seeds if row.gain)
+        return (
+            f"Over {gain.n} seeds: mean gain {points(gain.mean)} points, 95 % interval "
+            f"{points_interval(gain.ci95)} (each seed's own {each})."
+        )
+    if student:
+        each = ", ".join(percent(row.student_top1) for row in report.seeds)
+        return (
+            f"Over {student.n} seeds: mean top-1 {percent(student.mean)} %, 95 % interval "
+            f"{interval(student.ci95)} (each seed's own {each})."
+        )
+    return ""
+
+
+def seed_rows(report: Report) -> list[tuple[str, str, str, str, str]]:
+    """Seed, top-1 of baseline and student, gain and its interval; the last row is the mean."""
+    if not report.seeds:
+        return []
+    rows = [
+        (
+            str(row.seed),
+            percent(row.baseline_top1),
+            percent(row.student_top1),
+            points(row.gain.difference) if row.gain else NONE,
+            points_interval(row.gain.ci95) if row.gain else NONE,
+        )
+        for row in report.seeds
+    ]
+    gain = report.gain_over_seeds
+    mean = (
+        "mean",
+        _spread(report.baseline_over_seeds),
+        _spread(report.student_over_seeds),
+        points(gain.mean) if gain else NONE,
+        points_interval(gain.ci95) if gain else NONE,
+    )
+    return [*rows, mean]
+
+
+def _spread(found: OverSeeds | None) -> str:
+    return f"{percent(found.mean)} ({interval(found.ci95)})" if found else NONE
+
+
+def seeds_note(report: Report) -> str:
+    """What the table of seeds compares, and which of them is shipped."""
+    if not report.seeds:
+        return ""
+    return (
+        "Baseline and student trained anew with each seed; teacher, split and test images stay. "
+        f"Those shown elsewhere, and every file, are of seed {report.seeds[0].seed}: the first "
+        "named, not the best. "
+        "A seed's interval is paired over the test images; those of the mean are Student's t over "
+        "the seeds."
     )
 
 
@@ -198,8 +286,15 @@ def _doubts(report: Report) -> Iterator[str]:
     gain = report.gain
     if gain and gain.ci95[0] <= 0 <= gain.ci95[1]:
         yield (
-            f"The difference between student and baseline ({points_interval(gain.ci95)} points) "
-            "may be chance: its 95 % interval includes zero."
+            f"The difference between student and baseline{_of_first_seed(report)} "
+            f"({points_interval(gain.ci95)} points) may be chance: its 95 % interval includes zero."
+        )
+    over = report.gain_over_seeds
+    if gain and over and _side(gain.ci95) not in (0, _side(over.ci95)):
+        where = "lies on the other side of zero" if _side(over.ci95) else "includes zero"
+        yield (
+            f"The difference{_of_first_seed(report)} may be that seed's luck: the 95 % interval of "
+            f"the mean over {over.n} seeds ({points_interval(over.ci95)} points) {where}."
         )
     teacher, baseline = report.model("teacher"), report.model("baseline")
     if teacher and baseline and teacher.top1 and baseline.top1 and teacher.top1 <= baseline.top1:

@@ -43,6 +43,9 @@ def test_shipped_settings_are_valid_and_named_after_their_file(path):
         (MINIMAL + "[export.onnx]\nopset = 3", "export.onnx.opset.*greater than or equal to 18"),
         (MINIMAL + '[measure]\nprofile = "phone"', "no latency profile is called `phone`"),
         (MINIMAL + '[student]\narch = "mobilenet_v5"', "student.arch.*'mobilenet_v2'"),
+        ("seeds = [1, 2, 1]\n" + MINIMAL, "seeds: names a seed twice: 1, not"),
+        ("seeds = [0, -1]\n" + MINIMAL, "seeds.1: .*greater than or equal to 0, not -1"),
+        ("seeds = 3\n" + MINIMAL, "seeds: .*tuple, not 3"),
         ('name = "a/b"\n[data]\nsource = "digits"', "name: may hold letters"),
         ('[data]\nsource = "digits"', "name: field required"),
         ("name = ", "not valid TOML"),
@@ -59,6 +62,26 @@ def test_every_fault_is_listed(tmp_path):
     assert all(key in caught.value.message for key in ("temperature", "hard_weight", "foo"))
 
 
+def test_a_method_brings_its_own_keys(tmp_path):
+    found = config(tmp_path, MINIMAL + '[distill]\nmethod = "dkd"\nbeta = 2\nviews = 3').distill
+    assert found.loss.model_dump() == {
+        "temperature": 4.0,
+        "hard_weight": 1.0,
+        "alpha": 1.0,
+        "beta": 2.0,
+    }
+    wrong = {
+        'method = "kdd"': "distill.method: no method is called `kdd`; there are: dist, dkd",
+        "beta = 2": "distill.beta: unknown key",
+        'method = "dkd"\nbetta = 2': "distill.betta: unknown key; did you mean `beta`",
+        "vews = 2": "distill.vews: unknown key; did you mean `views`",
+        'method = "function_matching"\nhard_weight = 1': "distill.hard_weight: unknown key",
+    }
+    for text, message in wrong.items():
+        with pytest.raises(ConfigError, match=message):
+            config(tmp_path, MINIMAL + f"[distill]\n{text}")
+
+
 def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(ConfigError, match="there is no file") as caught:
         read(tmp_path / "none.toml")
@@ -73,7 +96,7 @@ def test_missing_and_unreadable_files(tmp_path):
     [("distill.temperature=2", 2.0), ("distill.temperature = 2.5", 2.5)],
 )
 def test_set_overrides_any_key(tmp_path, override, value):
-    assert config(tmp_path, MINIMAL, override).distill.temperature == value
+    assert config(tmp_path, MINIMAL, override).distill.loss.model_dump()["temperature"] == value
 
 
 def test_set_takes_strings_lists_tables_and_switches(tmp_path):
@@ -91,6 +114,12 @@ def test_set_takes_strings_lists_tables_and_switches(tmp_path):
     assert not found.quantize.enabled and found.student.recipe.epochs == 3
     assert found.export.settings_of("onnx").model_dump()["opset"] == 20
     assert found.data.folder == Path("some folder/with spaces")
+
+
+def test_the_first_of_several_seeds_is_shipped_and_none_means_the_runs_own(tmp_path):
+    assert config(tmp_path, MINIMAL, "seed=5").student_seeds == (5,)
+    found = config(tmp_path, MINIMAL, "seed=5", "seeds=[3, 1]")
+    assert found.student_seeds == (3, 1) and found.seed == 5
 
 
 @pytest.mark.parametrize("override", ["distill.temperature", "=3", "name.x=3", "a..b=1"])

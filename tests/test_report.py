@@ -8,11 +8,11 @@ import sys
 import pytest
 from plotly.offline import get_plotlyjs
 
-from pipeline import summary
+from pipeline import summary, verdict
 from pipeline.errors import StoreError
 from pipeline.records import Measurement
 from pipeline.stages import report as pages
-from tests.small_run import HOST, SmallRun, usual_run
+from tests.small_run import HOST, SmallRun, run_of_seeds, usual_run
 
 EVIL = "<script>alert(1)</script>"
 
@@ -133,6 +133,36 @@ def test_the_answer_comes_first(page):
     assert "Against fp32, onnx int8 is 2.3× as fast, 3.7× smaller and" in text
 
 
+def test_both_pages_set_the_gain_beside_student_teacher_and_seeds(tmp_path):
+    report = run_of_seeds(tmp_path).report()
+    for page in (pages.to_html(report), pages.to_markdown(report).replace("\\", "")):
+        text = page.replace("\u00a0", " ")
+        assert "mobilenet_v2, 2.24 M parameters, 6.50 M MACs; teacher 95.00 %." in text
+        assert "Over 3 seeds: mean gain +2.50 points, 95 % interval +1.26 to +3.74" in text
+        assert "every file, are of seed 0: the first named, not the best." in text
+    table = pages.to_html(report).split("<h2>Over seeds</h2>")[1].split("</table>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows[1:]]
+    assert [tuple(row) for row in cells] == verdict.seed_rows(report)
+    assert (
+        "| mean | 89.22 (88.98–89.46) | 91.72 (90.27–93.18) | +2.50 | +1.26 to +3.74 |"
+        in pages.to_markdown(report).splitlines()
+    )
+
+
+def test_one_seed_has_no_table_of_seeds(page, report):
+    assert "<h2>Over seeds</h2>" not in page and "| Seed |" not in pages.to_markdown(report)
+
+
+def test_both_pages_show_loss_and_validation_of_the_training(page, report):
+    table = page.split('aria-label="Validation top-1 and training loss by epoch">')[1]
+    second = re.findall(r'<tr><th scope="row">2</th>(.*?)</tr>', table)[0]
+    assert re.findall(r"<td>(.*?)</td>", second) == ["75.00", "0.500"] * 3
+    network = r"mobilenet\_v2, 2.24 M parameters, 6.50 M MACs"
+    line = f"| teacher | {network} | 3 | 1.00 | 0.333 | 50.00 | 83.33 |"
+    assert line in pages.to_markdown(report).splitlines()
+
+
 def test_every_row_is_in_the_table_and_skipped_ones_say_why(page, report):
     table = page.split("Networks and files</h2>")[1].split("</section>")[0]
     for row in report.artifacts:
@@ -230,6 +260,9 @@ def test_the_figures_hold_the_numbers(report):
     lines = json.loads(str(curves.to_json()))["data"]
     assert [trace["name"] for trace in lines] == ["teacher", "baseline", "student"]
     assert lines[0]["y"] == pytest.approx([50.0, 75.0, 100 * (1 - 0.5 / 3)])
+    losses = pages.losses(report)
+    assert losses is not None
+    assert json.loads(str(losses.to_json()))["data"][2]["y"] == pytest.approx([1, 1 / 2, 1 / 3])
 
 
 def test_classes_that_int8_loses_most_come_first(report):

@@ -2,8 +2,15 @@
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
-from benchmarks.stats import paired_difference, percentiles, unpaired_interval, wilson
+from benchmarks.stats import (
+    mean_interval,
+    paired_difference,
+    percentiles,
+    unpaired_interval,
+    wilson,
+)
 
 
 def paired(both, only_a, only_b, neither):
@@ -115,6 +122,43 @@ def test_paired_difference_refuses_other_images():
 def test_unpaired_interval_agrees_with_published_values(b, a, low, high):
     interval = unpaired_interval(a[0] / a[1], a[1], b[0] / b[1], b[1])
     assert interval == pytest.approx((low, high), abs=5e-5)
+
+
+def test_mean_interval_agrees_with_published_values():
+    # Student 1908: hours of sleep gained; limits as R 4's t.test of its data set `sleep` gives them
+    slept = (1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4)
+    mean, interval = mean_interval(slept)
+    assert mean == pytest.approx(1.58)
+    assert interval == pytest.approx((0.7001142, 2.4598858), abs=5e-8)
+
+
+def test_mean_interval_by_hand():
+    mean, (low, high) = mean_interval([0.01, 0.02, 0.03])
+    half = 4.302652729911275 * 0.01 / np.sqrt(3)  # t of 2 degrees of freedom from a table
+    assert (mean, low, high) == pytest.approx((0.02, 0.02 - half, 0.02 + half))
+    assert mean_interval([0.5, 0.5]) == (0.5, (0.5, 0.5))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_mean_interval_is_that_of_the_t_test(n):
+    values = np.random.default_rng(n).normal(0.01, 0.004, n)
+    mean, interval = mean_interval(values)
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean == pytest.approx(values.sum() / n)
+    assert interval == pytest.approx((expected.low, expected.high))
+
+
+def test_mean_interval_of_three_holds_its_level():
+    rng = np.random.default_rng(3)
+    found = [mean_interval(rng.normal(0.012, 0.003, 3))[1] for _ in range(2000)]
+    covered = np.mean([low <= 0.012 <= high for low, high in found])
+    assert 0.93 <= covered <= 0.97
+
+
+@pytest.mark.parametrize("values", [[], [0.01], [[0.01, 0.02]]])
+def test_mean_interval_takes_two_values(values):
+    with pytest.raises(ValueError, match="at least two values"):
+        mean_interval(values)
 
 
 def test_percentiles_are_milliseconds():

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks.stats import paired_difference
 from pipeline import records, summary
 from pipeline.errors import StoreError
 from pipeline.records import Epoch, Measurement, Parity
-from tests.small_run import LABELS, SmallRun, usual_run
+from tests.small_run import LABELS, SmallRun, run_of_seeds, usual_run
 
 
 @pytest.fixture
@@ -94,6 +95,71 @@ def test_without_test_labels_there_is_no_detail(run):
     assert report.model("student").top1 is not None
     assert report.model("student").correctness() is None
     assert report.dataset.class_counts is None
+
+
+def test_every_seed_is_there_with_its_paired_gain(tmp_path):
+    run = run_of_seeds(tmp_path)
+    report = run.report()
+    assert [(row.seed, row.student_top1) for row in report.seeds] == [
+        (0, 1100 / 1200),
+        (1, 1094 / 1200),
+        (7, 1108 / 1200),
+    ]
+    assert report.seeds[0].gain == report.gain
+    named = [np.load(tmp_path / f"{role}-7.npy").argmax(1) for role in ("baseline", "student")]
+    expected = paired_difference(*(each == run.truth for each in named))
+    assert report.seeds[2].gain == expected and expected.difference == pytest.approx(36 / 1200)
+
+
+def test_what_holds_over_seeds_is_written_too(tmp_path):
+    report = run_of_seeds(tmp_path / "records").report()
+    (tmp_path / "report.json").write_text(report.to_json())
+    assert summary.read(tmp_path) == report
+    body = json.loads(report.to_json())
+    half = 4.302652729911275 * 0.005 / np.sqrt(3)  # gains of 2.5, 2 and 3 points: s = 0.5
+    assert body["gain_over_seeds"]["n"] == 3
+    assert body["gain_over_seeds"]["mean"] == pytest.approx(0.025)
+    assert body["gain_over_seeds"]["ci95"] == pytest.approx([0.025 - half, 0.025 + half])
+    assert body["baseline_over_seeds"]["mean"] == pytest.approx(1 - 388 / 3600)
+    assert body["student_over_seeds"]["mean"] == pytest.approx(1 - 298 / 3600)
+
+
+def test_one_seed_has_no_spread(run):
+    body = json.loads(run.report().to_json())
+    assert body["seeds"] == [] and body["gain_over_seeds"] is None
+
+
+def test_seeds_without_baseline_have_the_students_spread_only(tmp_path):
+    run = SmallRun(tmp_path)
+    run.add_model("student", 100, 9.0)
+    run.add_seed(1, student=112)
+    report = run.report()
+    assert report.gain_over_seeds is None and report.baseline_over_seeds is None
+    assert [row.baseline_top1 for row in report.seeds] == [None, None]
+    assert report.student_over_seeds is not None
+    assert report.student_over_seeds.mean == pytest.approx(1 - 106 / 1200)
+
+
+def test_a_report_from_before_there_were_seeds_is_read(run, tmp_path):
+    body = json.loads(run.report().to_json())
+    for name in ("seeds", "gain_over_seeds", "baseline_over_seeds", "student_over_seeds"):
+        del body[name]
+    (tmp_path / "report.json").write_text(json.dumps(body))
+    assert summary.read(tmp_path) == run.report()
+
+
+def test_what_an_epoch_learns_to_tell_later_does_no_harm(run):
+    class LaterEpoch(Epoch):
+        energy_mj: float
+
+    checkpoint, measured = run.models[0]
+    later = LaterEpoch(
+        **{"epoch": 1, "loss": 0.5, "val_top1": 0.9, "seconds": 1.0},
+        **{"memory_bytes": 5, "energy_mj": 3.0},
+    )
+    run.models[0] = (checkpoint.model_copy(update={"history": (later,)}), measured)
+    row = run.report().models[0].history[0]
+    assert row.val_top1 == 0.9 and row.memory_bytes == 5
 
 
 def test_reasons_of_export_and_of_measuring_are_both_kept(run):

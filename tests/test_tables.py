@@ -5,7 +5,7 @@ from rich.console import Console
 
 from benchmarks.stats import paired_difference
 from pipeline import tables
-from tests.small_run import usual_run
+from tests.small_run import run_of_seeds, usual_run
 
 WIDTH = 100
 
@@ -50,6 +50,20 @@ def test_show_fits_a_hundred_columns(run):
     assert "…" not in text
     assert "89.97–93.10" in text and "coreml fp16: needs macOS" in text
     assert "! Exported but not run here" in text
+
+
+def test_show_tells_student_teacher_and_seeds(tmp_path):
+    text = " ".join(printed(tables.show(run_of_seeds(tmp_path).report())).split())
+    assert (
+        "Over 3 seeds: mean gain +2.50 points, 95 % interval +1.26 to +3.74 (each seed's own"
+        in text
+    )
+    assert "Student: mobilenet_v2, 2.24 M parameters, 6.50 M MACs; teacher 95.00 %." in text
+
+
+def test_compare_names_both_students(report, other):
+    text = printed(tables.compare([report, other]))
+    assert "A: Student: mobilenet_v2, " in text and "B: Student: mobilenet_v2, " in text
 
 
 def test_names_are_not_markup(run):

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.stats import PairedDifference
 from pipeline import verdict
-from tests.small_run import usual_run
+from tests.small_run import SmallRun, run_of_seeds, usual_run
 
 
 @pytest.fixture
@@ -57,6 +57,70 @@ def test_an_uncertain_gain_is_a_warning(report):
         text for text in verdict.warnings(gained(report, -0.01, 0.03)) if "may be chance" in text
     ]
     assert found and "−1.00 to +3.00 points" in found[0]
+
+
+def test_a_gain_names_its_student_and_its_teacher(run):
+    checkpoint, found = run.models[2]
+    facts = {"width": 0.5, "stem_stride": 2, "params": 695_562, "macs": 1_702_400}
+    run.models[2] = (checkpoint.model_copy(update=facts), found)
+    report = run.report()
+    told = verdict.headline(report)[0].evidence
+    assert told.endswith(
+        "1,200 test images, one seed. Student: mobilenet_v2 ×0.5, stem stride 2, "
+        "0.696 M parameters, 1.70 M MACs; teacher 95.00 %."
+    )
+    tuned = report.models[2].model_copy(update={"start": "weights.pth"})
+    assert verdict.network(tuned).endswith(" M MACs, started from weights.pth")
+
+
+def test_a_gain_over_seeds_follows_that_of_the_shipped_one(tmp_path):
+    finding = verdict.headline(run_of_seeds(tmp_path).report())[0]
+    assert finding.claim == "Distillation gained 2.50 points of top-1 with seed 0."
+    assert (
+        "1,200 test images. Over 3 seeds: mean gain +2.50 points, 95 % interval +1.26 to +3.74 "
+        "(each seed's own +2.50, +2.00, +3.00). Student: mobilenet_v2, " in finding.evidence
+    )
+
+
+def test_seeds_have_a_table_that_ends_with_the_mean(tmp_path, report):
+    rows = verdict.seed_rows(run_of_seeds(tmp_path).report())
+    assert rows[1][:4] == ("1", "89.17", "91.17", "+2.00")
+    assert rows[3] == (
+        *("mean", "89.22 (88.98–89.46)", "91.72 (90.27–93.18)", "+2.50", "+1.26 to +3.74"),
+    )
+    assert verdict.seed_rows(report) == [] and verdict.seeds_note(report) == ""
+
+
+def test_seeds_without_baseline_tell_the_students_spread(tmp_path):
+    run = SmallRun(tmp_path)
+    run.add_model("student", 100, 9.0)
+    run.add_seed(4, student=112)
+    report = run.report()
+    told = verdict.headline(report)[0].evidence
+    assert "no baseline to compare it with. Over 2 seeds: mean top-1 91.17 %" in told
+    assert "(each seed's own 91.67, 90.67). Student: mobilenet_v2, 2.24 M param" in told
+    assert verdict.seed_rows(report)[0] == ("0", "–", "91.67", "–", "–")
+
+
+@pytest.mark.parametrize(
+    ("students", "words"),
+    [
+        ((101, 99), None),
+        ((140, 131), "seed 0 may be that seed's luck: the 95 % interval of the mean over 3 seeds"),
+    ],
+)
+def test_a_gain_that_other_seeds_do_not_confirm_is_a_warning(run, students, words):
+    for seed, wrong in enumerate(students, start=1):
+        run.add_seed(seed, baseline=130, student=wrong)
+    found = [text for text in verdict.warnings(run.report()) if "luck" in text]
+    assert bool(found) == bool(words)
+    assert all(words in text and text.endswith("includes zero.") for text in found)
+
+
+def test_seeds_that_say_the_opposite_are_a_warning(tmp_path):
+    report = run_of_seeds(tmp_path).report()
+    found = [text for text in verdict.warnings(gained(report, -0.03, -0.01)) if "luck" in text]
+    assert found and found[0].endswith("lies on the other side of zero.")
 
 
 def test_int8_is_set_against_float_of_the_same_format(run):

@@ -5,9 +5,9 @@ The test split is touched here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from pipeline.records import (
 from pipeline.settings import Settings
 
 Logits = NDArray[np.float32]
+Models: TypeAlias = list[tuple[Checkpoint, Measurement]]
 BATCH = 256
 TIMED_IMAGES = 64
 """Test images that the timed inferences go round in."""
@@ -41,14 +42,22 @@ EAGER = "pytorch"
 class Measured(NamedTuple):
     """Everything that was measured, beside what it was measured of."""
 
-    models: list[tuple[Checkpoint, Measurement]]
+    models: Models
     artifacts: list[tuple[Artifact, Measurement]]
+    others: dict[int, Models]
+    """By seed, what was trained beside the shipped student: accuracies alone."""
 
     @property
     def lines(self) -> list[str]:
         """One line a model and a file."""
         models = [f"{checkpoint.role}: {found.line}" for checkpoint, found in self.models]
-        return models + [f"{artifact.title}: {found.line}" for artifact, found in self.artifacts]
+        files = [f"{artifact.title}: {found.line}" for artifact, found in self.artifacts]
+        others = [
+            f"seed {seed}, {checkpoint.role}: {found.line}"
+            for seed, models in self.others.items()
+            for checkpoint, found in models
+        ]
+        return [*models, *files, *others]
 
 
 class Measure(Settings):
@@ -69,10 +78,15 @@ class Measure(Settings):
         checkpoints: Sequence[Checkpoint],
         artifacts: Sequence[Artifact],
         dataset: Dataset,
+        others: Mapping[int, Sequence[Checkpoint]] | None = None,
     ) -> Measured:
-        """Measure every model and every file; the student must be among the `checkpoints`."""
-        measured = Measured([], [])
-        with bar("measure", len(checkpoints) + len(artifacts)) as shown:
+        """Measure every model and every file; the student must be among the `checkpoints`.
+
+        Of the `others`, by seed, only the accuracy: they are not shipped.
+        """
+        more = [(seed, each) for seed, trained in (others or {}).items() for each in trained]
+        measured = Measured([], [], {})
+        with bar("measure", len(checkpoints) + len(artifacts) + len(more)) as shown:
             for checkpoint in checkpoints:
                 found = self._model(context, checkpoint, dataset)
                 measured.models.append((checkpoint, found))
@@ -81,6 +95,10 @@ class Measure(Settings):
             for artifact in artifacts:
                 found = self._artifact(context, artifact, student, dataset)
                 measured.artifacts.append((artifact, found))
+                shown.advance()
+            for seed, checkpoint in more:
+                found = accuracy_alone(context, checkpoint, dataset)
+                measured.others.setdefault(seed, []).append((checkpoint, found))
                 shown.advance()
         return measured
 
@@ -175,6 +193,25 @@ class Measure(Settings):
         }
 
 
+def accuracy_alone(context: Context, checkpoint: Checkpoint, dataset: Dataset) -> Measurement:
+    """Accuracy of a checkpoint on the training device, and nothing else."""
+
+    def work(folder: Path) -> Measurement:
+        logits, name = _eager_logits(context, checkpoint, dataset)
+        test = open_split(dataset, "test")
+        return Measurement(accuracy=_accuracy(logits, test, name, folder))
+
+    return context.store.get(
+        Measurement,
+        "measure",
+        work,
+        version=1,
+        settings={"only": "accuracy"},
+        parents=[checkpoint, dataset],
+        facts={"host": cpu_name(), **versions("torch")},
+    )
+
+
 def answers(measurement: Measurement) -> Logits:
     """The logits [n, classes] that a measurement kept."""
     assert measurement.accuracy is not None
@@ -185,12 +222,12 @@ def _eager_logits(context: Context, checkpoint: Checkpoint, dataset: Dataset) ->
     import torch
 
     import models
-    from pipeline import training
+    from pipeline import devices, evaluation
 
-    device = training.prepare(context)
+    device = devices.prepare(context)
     model = models.load(checkpoint).to(device).to(memory_format=torch.channels_last)
-    logits = training.predict(model, open_split(dataset, "test"), device)
-    return logits, f"pytorch {torch.__version__} on {training.where(device)}"
+    logits = evaluation.predict(model, open_split(dataset, "test"), device)
+    return logits, f"pytorch {torch.__version__} on {devices.where(device)}"
 
 
 def _accuracy(logits: Logits, test: Images, name: str, folder: Path) -> Accuracy:

@@ -7,7 +7,7 @@ a network: plotly.js is inlined, and colours follow the reader's light or dark s
 import html
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pipeline import verdict
 from pipeline.errors import StoreError
 from pipeline.records import integer_share
 from pipeline.store import writing
-from pipeline.summary import FILE, ArtifactRow, Report
+from pipeline.summary import FILE, ArtifactRow, EpochRow, Report
 from pipeline.verdict import AnyRow
 
 PAGES = ("report.html", "report.md", FILE)
@@ -33,6 +33,8 @@ ROLE_SYMBOL = {"teacher": "diamond-open", "baseline": "square-open", "student": 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "star", "triangle-down", "cross")
 GLYPHS = dict(zip((*SYMBOLS, *ROLE_SYMBOL.values()), "●■▲◆★▼✚◇□○", strict=True))
 """Plotly's symbols as text, for a legend that wraps on a phone."""
+NUMBERS = ("number", "percent", "interval", "megabytes", "points", "network")
+"""What templates may say of numbers, from `verdict`."""
 LONG = 20
 """Rows of a table shown at once; the others are folded away."""
 
@@ -69,7 +71,7 @@ def to_markdown(report: Report) -> str:
 
 def to_html(report: Report) -> str:
     """The page: one file, no network."""
-    figures = {"scatter": scatter(report), "curves": curves(report)}
+    figures = {"scatter": scatter(report), "curves": curves(report), "losses": losses(report)}
     # "<" inside a script could end it; in JSON it may be written as an escape
     drawn = {
         name: str(figure.to_json()).replace("<", "\\u003c")
@@ -91,8 +93,7 @@ def _render(template: str, report: Report, **more: Any) -> str:
         keep_trailing_newline=True,
     )
     page.filters.update(
-        {name: getattr(verdict, name) for name in ("number", "percent", "interval", "megabytes")},
-        points=verdict.points,
+        {name: getattr(verdict, name) for name in NUMBERS},
         md=escape_markdown,
         tied=tied,
     )
@@ -101,6 +102,8 @@ def _render(template: str, report: Report, **more: Any) -> str:
         headline=verdict.headline(report),
         warnings=verdict.warnings(report),
         hosts=verdict.hosts(report),
+        seeds=verdict.seed_rows(report),
+        seeds_note=verdict.seeds_note(report),
         contract=verdict.contract(report),
         classes=class_rows(report),
         class_noise=class_noise(report),
@@ -217,21 +220,36 @@ def _point(row: AnyRow, color: str, symbol: str) -> go.Scatter:
 
 def curves(report: Report) -> go.Figure | None:
     """Top-1 on the validation split by epoch."""
+
+    def share(epoch: EpochRow) -> float | None:
+        return None if epoch.val_top1 is None else 100 * epoch.val_top1
+
+    return _by_epoch(report, share, "validation top-1, %", "%{y:.2f} %", 380)
+
+
+def losses(report: Report) -> go.Figure | None:
+    """Mean training loss by epoch."""
+    return _by_epoch(report, lambda epoch: epoch.loss, "training loss", "%{y:.4f}", 300)
+
+
+def _by_epoch(
+    report: Report, value: Callable[[EpochRow], float | None], title: str, told: str, height: int
+) -> go.Figure | None:
     figure = go.Figure()
     for row in report.models:
         color, dash = ROLE[row.role]
         if row.history:
             figure.add_scatter(
                 x=[epoch.epoch for epoch in row.history],
-                y=[None if e.val_top1 is None else 100 * e.val_top1 for e in row.history],
+                y=[value(epoch) for epoch in row.history],
                 name=row.role,
                 mode="lines+markers" if len(row.history) < LONG else "lines",
                 line={"color": color, "dash": dash, "width": 2},
-                hovertemplate=f"{row.role}, epoch %{{x}}: %{{y:.2f}} %<extra></extra>",
+                hovertemplate=f"{row.role}, epoch %{{x}}: {told}<extra></extra>",
             )
     if not figure.data:
         return None
-    _style(figure, "epoch", "validation top-1, %", 380)
+    _style(figure, "epoch", title, height)
     return figure
 
 
@@ -302,9 +320,9 @@ def integers(report: Report) -> str:
     return f"{integer_share(operators)}: {listed}"
 
 
-def curve_rows(report: Report) -> list[tuple[int, list[float | None]]]:
-    """Validation top-1 by epoch, one column a model with a history; long runs are thinned."""
-    curves = [{e.epoch: e.val_top1 for e in row.history} for row in report.models if row.history]
+def curve_rows(report: Report) -> list[tuple[int, list[EpochRow | None]]]:
+    """What each epoch gave, one entry a model with a history; long runs are thinned."""
+    curves = [{e.epoch: e for e in row.history} for row in report.models if row.history]
     epochs = sorted({epoch for curve in curves for epoch in curve})
     step = -(-len(epochs) // (2 * LONG)) or 1
     kept = [epoch for i, epoch in enumerate(epochs) if i % step == 0 or epoch == epochs[-1]]
