@@ -1,0 +1,248 @@
+"""The experiments at the command line, on tiny sets: what they write, and what they refuse."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pytest import approx
+
+from benchmarks import distillation
+from pipeline.errors import ConfigError
+from pipeline.machine import cpu_name
+from tests.pictures import make_set
+
+ROOT = Path(__file__).parents[1]
+RECIPE = "recipe = { epochs = 1, batch_size = 16, learning_rate = 0.05 }"
+TINY = """
+[[entrant]]
+name = "kd"
+[[entrant]]
+name = "matching"
+set = ["distill.method=function_matching", "distill.views=1", "student.recipe.augment.mixup=1"]
+[[entrant]]
+name = "wild"
+set = ["student.recipe.learning_rate=1e9"]
+"""
+
+
+def benchmarks(*words):
+    line = [sys.executable, "-m", "benchmarks", *map(str, words)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+
+
+def refused(done, *words):
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    told = " ".join(done.stderr.split())
+    assert not [word for word in words if word not in told], told
+
+
+def rows_of(page, title):
+    """The rows below `title` by their first cell, each a dict by header."""
+    part = page.split(f"**{title}**\n\n")[1].split("\n\n")[0]
+    lines = [[cell.strip() for cell in x.strip("|").split("|")] for x in part.splitlines()]
+    return {cells[0]: dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]}
+
+
+def number(cell):
+    """The first number in a cell."""
+    return float(re.findall(r"[-+]?[\d,.]+", cell)[0].replace(",", ""))
+
+
+def states_its_origin(page, command):
+    assert f"- command: `python -m benchmarks {shlex.join(map(str, command))}`" in page
+    assert re.search(r"^- commit: ([0-9a-f]{10}|unknown)", page, re.MULTILINE)
+    assert re.search(r"^- date: \d{4}-\d\d-\d\d \d\d:\d\d UTC$", page, re.MULTILINE)
+    assert f"- host: {cpu_name()}" in page and re.search(r"torch \d", page)
+
+
+@pytest.fixture(scope="module")
+def speed(tmp_path_factory):
+    """What `training` writes of tiny networks: page and raw numbers."""
+    out = tmp_path_factory.mktemp("speed") / "a page.md"
+    networks = ["--teacher", "resnet8_cifar", "--teacher-width", "0.25", "--student-width", "0.25"]
+    size = ["--synthetic", "--images", "40", "--batch", "16", "--epochs", "1", "--repeats", "1"]
+    where = ["--device", "cpu", "--threads", "1", "--workers", "0", "--out", str(out)]
+    command = ["training", *size, *networks, *where]
+    done = benchmarks(*command)
+    assert done.returncode == 0, done.stderr
+    return command, out.read_text("utf-8"), json.loads(out.with_suffix(".json").read_text("utf-8"))
+
+
+@pytest.mark.slow
+def test_speed_ratios_follow_from_the_speeds(speed):
+    command, page, raw = speed
+    states_its_origin(page, command)
+    assert raw["provenance"]["host"].startswith(cpu_name())
+    rows = rows_of(page, "Speed")
+    kinds = ["teacher", "baseline", "distillation, live teacher", "distillation, kept views"]
+    assert list(rows) == kinds
+    for row in rows.values():
+        usual, ours = number(row["usual images/s"]), number(row["ours images/s"])
+        assert number(row["ratio"]) == approx(ours / usual, abs=0.01)
+        assert usual > 0 and number(row["usual peak MB"]) > 50 < number(row["ours peak MB"])
+    goals = rows_of(page, "Goals")
+    relative = number(goals["kept-views distillation epoch / baseline epoch, time"]["found"])
+    speeds = [number(rows[kinds[i]]["ours images/s"]) for i in (1, 3)]
+    assert relative == approx(speeds[0] / speeds[1], abs=0.01)
+
+
+@pytest.mark.slow
+def test_speed_both_loops_see_the_same_images(speed):
+    _, page, raw = speed
+    assert raw["setup"]["images"] == 32  # two whole batches of 40 images
+    assert "random images of CIFAR-10's shape" in page
+    assert re.search(r"- student: mobilenet_v2 ×0.25, stem stride 1, [\d,]+ parameters", page)
+    sides = [(each["side"], each["kind"]) for each in raw["timings"]]
+    kinds = ("teacher", "baseline", "live", "kept")
+    in_turn = [(side, kind) for kind in kinds for side in ("usual", "ours")]
+    assert sides == [turn for turn in in_turn if turn != ("usual", "kept")]
+    assert all(len(each["images_per_second"]) == 2 for each in raw["timings"])
+    assert len(raw["timings"][-1]["view_seconds"]) == 2
+
+
+def test_speed_refuses_what_it_cannot_time(tmp_path):
+    out = ("--out", tmp_path / "x.md")
+    refused(benchmarks("training", "--batch", "1", *out), "batch", "greater than or equal to 2")
+    refused(benchmarks("training", "--source", "mnist", *out), "source", "'mnist'")
+    refused(benchmarks("training", "--out", tmp_path / "x.txt"), "x.txt", "end in .md")
+    wrong = benchmarks("training", "--synthetic", "--images", "40", "--teacher", "resnet21", *out)
+    refused(wrong, "no network is called `resnet21`", "teachers:")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory):
+    """The folder of a tiny tournament."""
+    folder = tmp_path_factory.mktemp("arena")
+    images = make_set(folder / "images")
+    (folder / "run.toml").write_text(
+        f'name = "tiny"\nthreads = 1\ndevice = "cpu"\n'
+        f'[data]\nsource = "folder"\nfolder = "{images}"\n'
+        f'[teach]\narch = "resnet8_cifar"\n{RECIPE}\n'
+        f'[student]\narch = "mobilenet_v3_small"\nwidth = 0.25\n{RECIPE}\n'
+        "[distill]\nhard_weight = 0.5\n",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def tournament(arena, text, name="tournament.toml"):
+    path = arena / name
+    path.write_text(f'config = "{arena / "run.toml"}"\n{text}', encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def gains(arena):
+    """What `distillation` writes: page and raw numbers."""
+    path, out = tournament(arena, f"more_seeds = [3]\n{TINY}"), arena / "results" / "gains.md"
+    command = ["distillation", str(path), "--store", str(arena / "store"), "--out", str(out)]
+    done = benchmarks(*command)
+    assert done.returncode == 0, done.stderr
+    return command, out.read_text("utf-8"), json.loads(out.with_suffix(".json").read_text("utf-8"))
+
+
+@pytest.mark.slow
+def test_each_entrant_is_compared_with_the_baseline_of_its_recipe(gains):
+    command, page, raw = gains
+    states_its_origin(page, command)
+    rows = {row["name"]: row for row in raw["rows"]}
+    against = {name: row["baseline"] for name, row in rows.items()}
+    assert against == {
+        "baseline": None,
+        "kd": "baseline",
+        "baseline of matching": None,
+        "matching": "baseline of matching",
+        "baseline of wild": None,
+        "wild": "baseline of wild",
+    }
+    for name in ("kd", "matching"):
+        row = rows[name]
+        assert row["gain"] == approx(row["top1"] - rows[against[name]]["top1"])
+        assert row["gain_ci95"][0] <= row["gain"] <= row["gain_ci95"][1]
+        assert row["top1_ci95"][0] <= row["top1"] <= row["top1_ci95"][1]
+    written = rows_of(page, "Entrants, one seed")
+    assert number(written["kd"]["test % (95 %)"]) == approx(100 * rows["kd"]["top1"], abs=0.006)
+    assert "hard weight 0.1" in written["kd"]["settings"]  # not the file's own 0.5
+    assert "mixup 1" in written["matching"]["settings"]
+    assert "1 kept view" in written["matching"]["settings"]
+
+
+@pytest.mark.slow
+def test_a_diverged_entrant_is_said_so_and_the_best_gets_more_seeds(gains):
+    _, page, raw = gains
+    assert "diverged" in rows_of(page, "Entrants, one seed")["wild"]["settings"]
+    best = raw["best"]
+    rows = {row["name"]: row for row in raw["rows"] if row["baseline"] and not row["failed"]}
+    assert rows[best]["val_top1"] == max(row["val_top1"] for row in rows.values())
+    pair = [rows[best]["baseline"], best]
+    again = [(row["name"], row["seed"]) for row in raw["seeds"]]
+    assert again == [(name, seed) for seed in (0, 3) for name in pair]
+    assert len({row["key"] for row in raw["seeds"]}) == 4
+    assert f"{best}, mean (t)" in page
+
+
+@pytest.mark.slow
+def test_nothing_is_trained_twice(gains, arena):
+    command, _, raw = gains
+    trained = sorted((arena / "store").glob("[bd]*/*/weights.pt"))
+    before = [path.stat().st_mtime_ns for path in trained]
+    out = arena / "again.md"
+    assert benchmarks(*command[:-1], out).returncode == 0
+    assert [path.stat().st_mtime_ns for path in trained] == before and len(before) > 4
+    again = json.loads(out.with_suffix(".json").read_text("utf-8"))
+    assert again["rows"] == raw["rows"] and again["seeds"] == raw["seeds"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["entrant: field required"]),
+        ('[[entrant]]\nnam = "kd"', ["entrant 1.nam: unknown key; did you mean `name`?"]),
+        ('[[entrant]]\nname = "kd"\n[[entrant]]\nname = "kd"', ["two rows are called `kd`"]),
+        ('[[entrant]]\nname = "a"\nset = ["distill.method=kdd"]', ["no method is called `kdd`"]),
+        (
+            '[[entrant]]\nname = "a"\nset = ["student.recipe.epochs=9", "teach.width=2"]',
+            ["entrant `a` changes teach, student.recipe.epochs, which all must share"],
+        ),
+        (
+            '[[entrant]]\nname = "a"\nset = ["distill.method=function_matching"]',
+            ["mixes none", "student.recipe.augment.mixup"],
+        ),
+        ('more_seeds = [0]\n[[entrant]]\nname = "a"', ["more_seeds names the first seed, 0"]),
+        ("entrant = [", ["is not valid TOML"]),
+    ],
+)
+def test_a_tournament_that_makes_no_sense(arena, text, words):
+    with pytest.raises(ConfigError) as error:
+        distillation.read(tournament(arena, text, "wrong.toml"))
+    told = " ".join(str(error.value).split())
+    assert not [word for word in words if word not in told], told
+
+
+def test_a_wrong_tournament_ends_before_anything_is_done(arena, tmp_path):
+    path, out = tournament(arena, '[[entrant]]\nnam = "kd"', "wrong.toml"), tmp_path / "x.md"
+    refused(benchmarks("distillation", path, "--store", tmp_path / "s", "--out", out), "`name`?")
+    missing = benchmarks("distillation", tmp_path / "no.toml", "--out", out)
+    refused(missing, "cannot read", "no.toml")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tournament_that_ships_can_be_read():
+    entries = distillation.read(ROOT / "benchmarks" / "tournament.toml")
+    methods = {row.config.distill.method for row in entries.rows if row.baseline}
+    assert methods == {"kd", "dkd", "dist", "function_matching"}
+    assert len(entries.rows) == 12 and entries.more_seeds == (1, 2)
+
+
+def test_help_starts_without_torch():
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['x', '--help']; " + (
+        "import runpy; runpy.run_module('benchmarks', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "training" in done.stdout and "distillation" in done.stdout
