@@ -89,8 +89,10 @@ def training(
 
     options = read_table(wanted, bench.Options, ())
     _check_place(out)
+    origin = _provenance()
     found = bench.run(options)
-    _publish("Speed of training", pages.speed_facts(found), pages.speed_tables(found), found, out)
+    facts, tables = pages.speed_facts(found), pages.speed_tables(found)
+    _publish("Speed of training", origin, facts, tables, found, out)
 
 
 @app.command()
@@ -114,8 +116,10 @@ def distillation(
 
     entries = bench.read(tournament, set_ or [])
     _check_place(out)
+    origin = _provenance()
     found = bench.run(entries, Store(store))
-    _publish("Distillation methods", pages.gain_facts(found), pages.gain_tables(found), found, out)
+    facts, tables = pages.gain_facts(found), pages.gain_tables(found)
+    _publish("Distillation methods", origin, facts, tables, found, out)
 
 
 def _check_place(out: Path) -> None:
@@ -131,23 +135,34 @@ def _check_place(out: Path) -> None:
 
 
 def _publish(
-    title: str, facts: Sequence[str], tables: Sequence[Table], raw: BaseModel, out: Path
+    title: str,
+    origin: dict[str, str],
+    facts: Sequence[str],
+    tables: Sequence[Table],
+    raw: BaseModel,
+    out: Path,
 ) -> None:
-    """Print the tables; write the page and the raw numbers."""
+    """Print the tables; write the page and the raw numbers.
+
+    `origin` is `_provenance` as it was before the work; a commit that is another now is told too.
+    """
+    ended = _commit()
+    if ended != origin["commit"]:
+        commit = f"{origin['commit']} (the tree changed during the run; at its end {ended})"
+        origin = origin | {"commit": commit}
     screen = make_console(stderr=False)
     for table in tables:
         screen.print(table)
-    provenance = _provenance()
-    bullets = [f"- {name}: {value}" for name, value in provenance.items()]
+    bullets = [f"- {name}: {value}" for name, value in origin.items()]
     parts = ["\n".join(bullets), "\n".join(f"- {fact}" for fact in facts), *map(_markdown, tables)]
     out.write_text(f"# {title}\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
-    numbers = raw.model_copy(update={"provenance": provenance})
+    numbers = raw.model_copy(update={"provenance": origin})
     out.with_suffix(".json").write_text(numbers.model_dump_json(indent=1) + "\n", encoding="utf-8")
     typer.echo(f"Written: {out}, {out.with_suffix('.json')}")
 
 
 def _provenance() -> dict[str, str]:
-    """What it takes to repeat a result, by name."""
+    """What it takes to repeat a result, by name; the date is when it began."""
     found = versions("torch", "torchvision", "numpy")
     packages = [f"{name} {version or 'missing'}" for name, version in found.items()]
     cards = f"; {cuda_devices()} × {cuda_name()}" if cuda_devices() else "; no CUDA GPU"

@@ -23,14 +23,17 @@ from pipeline.errors import ConfigError, TrainingError
 from pipeline.images import open_split
 from pipeline.progress import console
 from pipeline.records import Checkpoint, Measurement
-from pipeline.settings import Settings, read_table
+from pipeline.settings import Recipe, Settings, read_table
 from pipeline.stages.baseline import Baseline
 from pipeline.stages.measure import accuracy_alone, answers
 from pipeline.store import Store
+from pipeline.verdict import flat
 
 BASELINE = "baseline"
 SHARED = ("data", "teach", "seed", "device", "threads")
 """Tables and keys in which all entrants must agree."""
+BUDGET = ("epochs", "batch_size")
+"""Keys of the student's recipe in which they must."""
 
 
 class Entrant(Settings):
@@ -96,7 +99,8 @@ class Row(BaseModel):
     """In the store."""
     val_top1: float = 0.0
     seconds: float = 0.0
-    """Of all epochs, validation included; the teacher's answers to kept views are not."""
+    """Of all epochs, validation included; the teacher's answers to kept views are not. Like the
+    next, it tells little where the run was paused or shared the machine."""
     images_per_second: float = 0.0
     top1: float = 0.0
     top1_ci95: Interval = (0.0, 0.0)
@@ -140,9 +144,10 @@ def read(path: Path, more: Sequence[str] = ()) -> Entries:
         own = next((r.name for r in rows if r.baseline is None and _alike(r.config, config)), None)
         if own is None:
             own = f"{BASELINE} of {entrant.name}"
-            words = "no teacher" + _mixing(config)
+            words = ", ".join(["no teacher", *_own_recipe(config, plain)])
             rows.append(Entry(name=own, words=words, config=config, baseline=None))
-        rows.append(Entry(name=entrant.name, words=_words(config), config=config, baseline=own))
+        words = ", ".join([*_method(config), *_own_recipe(config, plain)])
+        rows.append(Entry(name=entrant.name, words=words, config=config, baseline=own))
     if plain.student_seeds[0] in tournament.more_seeds:
         raise ConfigError(f"more_seeds names the first seed, {plain.student_seeds[0]}, again")
     return Entries(rows=tuple(rows), more_seeds=tournament.more_seeds)
@@ -166,8 +171,7 @@ def _check(name: str, config: Config, plain: Config) -> None:
     """Refuse an entrant that would have other images, another teacher or another budget."""
     changed = [key for key in SHARED if getattr(config, key) != getattr(plain, key)]
     own, common = config.student.model_dump(), plain.student.model_dump()
-    budget = ("epochs", "batch_size")
-    changed += [f"student.recipe.{k}" for k in budget if own["recipe"][k] != common["recipe"][k]]
+    changed += [f"student.recipe.{k}" for k in BUDGET if own["recipe"][k] != common["recipe"][k]]
     changed += [f"student.{k}" for k in own if k != "recipe" and own[k] != common[k]]
     if changed:
         raise ConfigError(
@@ -182,20 +186,44 @@ def _alike(a: Config, b: Config) -> bool:
     return a.student == b.student
 
 
-def _words(config: Config) -> str:
+def _method(config: Config) -> list[str]:
+    """How the teacher is used, as in its row."""
     distill = config.distill
     told = distill.loss.model_dump(exclude_none=True)
     own = [f"{k.replace('_', ' ')} {v:g}" for k, v in told.items()]
     views = min(distill.views, config.student.recipe.epochs)
     parts = [distill.method, *own, *(["standardized logits"] if distill.standardize_logits else [])]
     guide = f"{views} kept view{'s' * (views > 1)}" if views else "live teacher"
-    return ", ".join([*parts, guide]) + _mixing(config)
+    return [*parts, guide]
 
 
-def _mixing(config: Config) -> str:
-    augment = config.student.recipe.augment
-    named = {"mixup": augment.mixup, "cutmix": augment.cutmix}
-    return "".join(f", {name} {alpha:g}" for name, alpha in named.items() if alpha)
+def _own_recipe(config: Config, plain: Config) -> list[str]:
+    """Every key of the student's recipe that is not as for all: "learning rate 0.05"."""
+    return _differing(config.student.recipe, plain.student.recipe)
+
+
+def _differing(recipe: Recipe, usual: Recipe) -> list[str]:
+    known = dict(flat(usual.model_dump()))
+    changed = [(key, value) for key, value in flat(recipe.model_dump()) if value != known[key]]
+    return [f"{key.replace('_', ' ')} {_plain(value)}" for key, value in changed]
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _budget(recipe: Recipe) -> str:
+    """What all have in common: the chief keys, and those that are not as by default."""
+    chief = ("epochs", "batch_size", "optimizer", "learning_rate")
+    told = Recipe().model_copy(update={key: getattr(recipe, key) for key in chief})
+    parts = (
+        f"{recipe.epochs} epochs",
+        f"{recipe.batch_size} images a step",
+        recipe.optimizer,
+        f"peak learning rate {recipe.learning_rate:g}",
+        *_differing(recipe, told),
+    )
+    return ", ".join(parts)
 
 
 class _Arena:
@@ -268,14 +296,12 @@ def _judged(arena: _Arena, best: Entry | None, seeds: Sequence[tuple[Entry, int]
             facts |= {"gain": pair.difference, "gain_ci95": pair.ci95, "mcnemar_p": pair.mcnemar_p}
         return Row(name=entry.name, words=entry.words, seed=seed, baseline=entry.baseline, **facts)
 
-    recipe = arena.entries.config.student.recipe
     teacher = accuracy_alone(arena.context, arena.teacher, arena.dataset)
     return Found(
         data=arena.dataset.line,
         teacher=f"{_size(arena.teacher)}; {teacher.line}",
         student=_size(next(iter(arena.trained.values()), None)),
-        budget=f"{recipe.epochs} epochs, {recipe.batch_size} images a step, {recipe.optimizer}, "
-        f"peak learning rate {recipe.learning_rate:g}",
+        budget=_budget(arena.entries.config.student.recipe),
         best=best and best.name,
         rows=tuple(row(entry, arena.first) for entry in arena.entries.rows),
         seeds=tuple(row(entry, seed) for entry, seed in seeds),

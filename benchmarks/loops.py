@@ -137,9 +137,11 @@ def _usual(task: Task, dataset: Dataset) -> Timing:
     if task.kind == "live":
         context = Context(store=Store(task.home))
         teacher = models.load(_teacher(task, dataset, context)).network.to(device).eval()
-    pictures = usual.Pictures(open_split(dataset, "train"), dataset.input, task.limit)
-    loader = usual.loading(pictures, options.batch, task.workers, device)
-    speeds = usual.speeds(loader, network, teacher, device, 1 + options.epochs)
+    recipe, images = options.recipe, open_split(dataset, "train")
+    pictures = usual.Pictures(images, dataset.input, task.limit, recipe.augment.crop_padding)
+    loader = usual.loading(pictures, recipe.batch_size, task.workers, device)
+    rates = {"rate": recipe.learning_rate, "decay": recipe.weight_decay}
+    speeds = usual.speeds(loader, network, teacher, device, recipe.epochs, **rates)
     peak = devices.peak_memory(device) if device.type == "cuda" else peak_rss()
     return Timing(side="usual", kind=task.kind, images_per_second=tuple(speeds), peak_bytes=peak)
 

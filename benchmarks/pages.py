@@ -7,12 +7,14 @@ from rich import box
 from rich.table import Table
 
 from benchmarks import distillation, training
-from benchmarks.stats import mean_interval
+from benchmarks.stats import Interval, mean_interval
+from pipeline.verdict import NONE, interval, percent, points, points_interval
 
 GOALS = {"cpu": 4.0, "cuda": 10.0, "epoch": 1.15}
 """Least ratio to the usual loop, by device; most time of a kept-views epoch in baseline epochs."""
 COLUMNS = ("val %", "test % (95 %)", "gain, points (95 %)", "p")
-NONE = ("", "")
+LONG = 200
+"""Epochs of a training at full length: those of pipeline/configs/cifar10.toml."""
 
 
 def speed_facts(found: training.Found) -> list[str]:
@@ -36,7 +38,7 @@ def speed_facts(found: training.Found) -> list[str]:
         f"kept views: the teacher answered to {options.views} views beforehand, "
         f"{found.view_seconds:.1f} s each, which is "
         f"{found.view_seconds * found.speed('ours', 'baseline') / setup.images:.2f} baseline "
-        "epochs and not part of the speeds below",
+        "epochs; no speed below includes that, but for the goals' rows that say so",
         f"memory: peak, {memory}",
     ]
 
@@ -57,12 +59,29 @@ def speed_tables(found: training.Found) -> list[Table]:
 
 
 def _goals(found: training.Found) -> Table:
+    """The ratios that there are goals for, and what is left of one when kept views are paid for.
+
+    The teacher answers to N views in N·v seconds, v for each. The student then trains for E epochs
+    of n images at k images/s, in E·n/k seconds; the usual loop, whose speed u has the teacher in
+    it, takes E·n/u. The ratio of both whole times is (E·n/u) / (E·n/k + N·v), which is
+    1 / (u · (1/k + N·v / (E·n))). It is worst where no view is used twice, E = N, and nears k/u
+    with E.
+    """
     table = _table(1, "Goals", "what", "found", "goal")
     least = GOALS["cuda" if found.options.on_cuda else "cpu"]
     for kind in ("live", "kept"):
         ratio = found.speed("ours", kind) / found.speed("usual", kind)
         title = f"{training.TITLES[kind]} / usual distillation, images/s"
         table.add_row(title, f"{ratio:.2f}", f"at least {least:g}")
+    views, images = found.options.views, found.setup.images
+    usual, kept = found.speed("usual", "kept"), found.speed("ours", "kept")
+    for epochs in dict.fromkeys((views, max(views, LONG))):
+        passes = views * found.view_seconds / (epochs * images)
+        title = (
+            f"{training.TITLES['kept']}, with the teacher's passes over {views} views spread over "
+            f"{epochs} epochs / usual distillation, images/s"
+        )
+        table.add_row(title, f"{1 / (usual * (1 / kept + passes)):.2f}", NONE)
     ratio = found.speed("ours", "baseline") / found.speed("ours", "kept")
     title = "kept-views distillation epoch / baseline epoch, time"
     table.add_row(title, f"{ratio:.2f}", f"at most {GOALS['epoch']:g}")
@@ -92,65 +111,71 @@ def _speed(value: float) -> str:
 
 def gain_facts(found: distillation.Found) -> list[str]:
     """What has to be said beside the tables."""
+    best = found.best or "none"
+    if found.seeds:
+        best += (
+            f"; it was chosen by the accuracy of the first seed ({found.seeds[0].seed}) alone, and "
+            "that seed's gain is among those of the mean over seeds"
+        )
     return [
         f"images: {found.data}",
         f"teacher: {found.teacher}",
         f"student: {found.student}",
-        f"budget of each: {found.budget}; the last epoch counts",
-        f"best on the validation split: {found.best or 'none'}",
+        f"budget of each: {found.budget}, but for what an entrant's settings name; the last epoch "
+        "counts",
+        "views: with kept views the student sees the same views again and again, the baseline a "
+        "new one in every epoch (only with as many views as epochs is none repeated)",
+        f"best on the validation split: {best}",
         "gain: over the baseline with the same recipe, on the same test images, with its paired "
         "95 % interval; p is McNemar's and not corrected for the number of rows",
-        "seconds: of all epochs with validation; what the teacher's answers to kept views took is "
-        "not in it, for entrants share them; what was in the store has the figures of its own "
-        "training",
+        "time: not told, for a run may be paused or go on from what is in the store; speed has a "
+        "benchmark of its own, `python -m benchmarks training`",
     ]
 
 
 def gain_tables(found: distillation.Found) -> list[Table]:
     """All entrants, and the best over its seeds."""
-    entrants = _table(2, "Entrants, one seed", "entrant", "settings", *COLUMNS, "s", "images/s")
+    entrants = _table(2, "Entrants, one seed", "entrant", "settings", *COLUMNS)
     for row in found.rows:
-        speed = (f"{row.seconds:.1f}", f"{row.images_per_second:,.0f}")
         words = f"{row.words}: {row.failed}" if row.failed else row.words
-        entrants.add_row(row.name, words, *_cells(row), *(NONE if row.failed else speed))
+        entrants.add_row(row.name, words, *_cells(row))
     if not found.seeds:
         return [entrants]
     seeds = _table(2, f"{found.best} and its baseline by seed", "network", "seed", *COLUMNS)
     for row in found.seeds:
         seeds.add_row(row.name, str(row.seed), *_cells(row))
+    failed = len({row.seed for row in found.seeds if row.failed is not None})
     for name in dict.fromkeys(row.name for row in found.seeds):
-        done = [row for row in found.seeds if row.name == name and not row.failed]
-        gains = [row.gain for row in done if row.gain is not None]
-        tops = _mean([row.top1 for row in done], _percent)
-        seeds.add_row(f"{name}, mean (t)", f"n={len(done)}", "", tops, _mean(gains, _points), "")
+        title = f"{name}, mean (t)"
+        if failed:  # a mean over those that did not fail would be one over the lucky
+            seeds.add_row(title, f"{failed} failed", "", "", "", "")
+            continue
+        mine = [row for row in found.seeds if row.name == name]
+        gains = [row.gain for row in mine if row.gain is not None]
+        tops = _mean([row.top1 for row in mine], percent, interval)
+        gain = _mean(gains, points, points_interval)
+        seeds.add_row(title, f"n={len(gains or mine)}", "", tops, gain, "")
     return [entrants, seeds]
 
 
 def _cells(row: distillation.Row) -> tuple[str, str, str, str]:
     if row.failed is not None:
         return "", "failed", "", ""
-    low, high = row.top1_ci95
-    top1 = f"{_percent(row.top1)} ({_percent(low)}–{_percent(high)})"
+    top1 = f"{percent(row.top1)} ({interval(row.top1_ci95)})"
     if row.gain is None or row.mcnemar_p is None:
-        return _percent(row.val_top1), top1, "", ""
-    gain = f"{_points(row.gain)} ({_points(row.gain_ci95[0])} to {_points(row.gain_ci95[1])})"
-    return _percent(row.val_top1), top1, gain, f"{row.mcnemar_p:.2g}"
+        return percent(row.val_top1), top1, "", ""
+    gain = f"{points(row.gain)} ({points_interval(row.gain_ci95)})"
+    return percent(row.val_top1), top1, gain, f"{row.mcnemar_p:.2g}"
 
 
-def _mean(values: Sequence[float], words: Callable[[float], str]) -> str:
+def _mean(
+    values: Sequence[float], word: Callable[[float], str], both: Callable[[Interval], str]
+) -> str:
     """The mean with its interval over seeds; "" where there are too few."""
     if len(values) < 2:
         return ""
-    mean, (low, high) = mean_interval(values)
-    return f"{words(mean)} ({words(low)} to {words(high)})"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.2f}"
+    mean, ci95 = mean_interval(values)
+    return f"{word(mean)} ({both(ci95)})"
 
 
 def _table(words: int, title: str, *columns: str) -> Table:

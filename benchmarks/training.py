@@ -34,7 +34,7 @@ IMAGES, IMAGES_CUDA = 5_120, 46_080
 TRIAL_STEPS = 12
 """Of the usual loop, to find its best number of loading processes; ten times that on CUDA."""
 RATE, DECAY, PADDING = 0.05, 5e-4, 4
-"""As in `benchmarks.usual`."""
+"""Of both loops."""
 
 
 class Options(Settings):

@@ -3,8 +3,10 @@
 It stands apart from all of the pipeline: what `benchmarks.training` holds the pipeline against.
 """
 
+from __future__ import annotations
+
 import time
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,21 +15,21 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from pipeline.images import Images
-from pipeline.records import InputSpec
+if TYPE_CHECKING:
+    from pipeline.images import Images
+    from pipeline.records import InputSpec
 
-RATE, DECAY, PADDING = 0.05, 5e-4, 4
 TEMPERATURE, HARD_WEIGHT = 4.0, 0.1
 
 
 class Pictures:
     """The images as torchvision's data sets yield them: one PIL image at a time, transformed."""
 
-    def __init__(self, images: Images, spec: InputSpec, limit: int) -> None:
-        """Of the first `limit` images; 0 is all."""
+    def __init__(self, images: Images, spec: InputSpec, limit: int, padding: int) -> None:
+        """Of the first `limit` images, 0 is all; `padding` pixels around them before the crop."""
         self._pixels, self._labels = images[slice(0, limit or None)], images.labels
         steps = [
-            transforms.RandomCrop(spec.size, padding=PADDING),
+            transforms.RandomCrop(spec.size, padding=padding),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
             transforms.Normalize(spec.mean, spec.std),
@@ -64,10 +66,13 @@ def speeds(
     teacher: nn.Module | None,
     device: torch.device,
     epochs: int,
+    *,
+    rate: float,
+    decay: float,
 ) -> list[float]:
     """Images/s of each epoch of the loop in PyTorch's tutorials and torchvision's references."""
     optimizer = torch.optim.SGD(
-        network.parameters(), RATE, momentum=0.9, nesterov=True, weight_decay=DECAY
+        network.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=decay
     )
     found = []
     for _ in range(epochs):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import policies
+from pipeline.moving import moved
 from pipeline.settings import Augment
 
 Floats = NDArray[np.float64]
@@ -245,4 +246,4 @@ def _inside(boxes: Tensor, images: Tensor) -> Tensor:
 
 
 def _to(values: Tensor, images: Tensor) -> Tensor:
-    return values.to(images.device, non_blocking=True)
+    return moved(values, images.device)

@@ -18,6 +18,7 @@ from pipeline.augment import View, augment, draw, mix
 from pipeline.errors import DataError
 from pipeline.images import Images, Pixels
 from pipeline.machine import cores
+from pipeline.moving import moved
 from pipeline.settings import Augment
 from pipeline.team import Team
 
@@ -89,7 +90,7 @@ class Batches:
 
         With `views` their views repeat in a cycle of that length; else each epoch has its own.
         """
-        generator = _generator(self._seed, number, ORDER)
+        generator = torch.Generator().manual_seed(seed_of(self._seed, number, ORDER))
         order = torch.randperm(len(self._images), generator=generator)
         chunks = order[: len(self) * self.size].split(self.size)
         return self._batches(chunks[skip:], number % self._views if self._views else number)
@@ -100,19 +101,20 @@ class Batches:
 
     def _batches(self, chunks: Sequence[Tensor], number: int) -> Iterator[Batch]:
         mine = [chunk[self._team.rank :: self._team.size] for chunk in chunks]
+        mine = [rows for rows in mine if len(rows)]
         view = draw(self._settings, len(self._images), self._images.size, self._seed, number)
         wanted, partner = mine, view.partner
         if partner is not None:  # each chunk, and then what is mixed into it
             wanted = [each for rows in mine for each in (rows, partner[rows])]
         pixels = self._pixels(wanted, view)
         for rows in mine:
-            images, labels = next(pixels), self._labels[rows.to(self._device)]
+            images, labels = next(pixels), self._labels[moved(rows, self._device)]
             if view.partner is None or view.share is None:
                 yield Batch(images, labels, rows, number)
                 continue
             images = mix(images, next(pixels), view.at(rows))
-            others = self._labels[view.partner[rows].to(self._device)]
-            share = view.share[rows].to(self._device)
+            others = self._labels[moved(view.partner[rows], self._device)]
+            share = moved(view.share[rows], self._device)
             yield Batch(images, labels, rows, number, others, share)
 
     def _pixels(self, chunks: Sequence[Tensor], view: View) -> Iterator[Tensor]:
@@ -120,12 +122,13 @@ class Batches:
         resident = self._resident
         if resident is not None:
             for rows in chunks:
-                found = resident[rows.to(resident.device)].to(self._device, non_blocking=True)
+                found = moved(resident[moved(rows, resident.device)], self._device)
                 yield augment(found, view.at(rows))
             return
-        loaded = stream(self._images, chunks, view.box, self._team.local_size)
+        pinned = self._device.type == "cuda"
+        loaded = stream(self._images, chunks, view.box, self._team.local_size, pinned=pinned)
         for rows, found in zip(chunks, loaded, strict=True):
-            pixels = found.to(self._device, non_blocking=True)
+            pixels = found.to(self._device, non_blocking=found.is_pinned())
             yield augment(pixels, view.at(rows), cropped=True)
 
 
@@ -148,24 +151,33 @@ class _Chunks(TorchDataset[Pixels | DataError]):
 
 
 def stream(
-    images: Images, chunks: Sequence[Tensor], boxes: Tensor | None, sharers: int = 1
+    images: Images,
+    chunks: Sequence[Tensor],
+    boxes: Tensor | None,
+    sharers: int = 1,
+    *,
+    pinned: bool = False,
 ) -> Iterator[Tensor]:
     """The decoded images uint8 [b, size, size, channels] of each chunk of rows, in order.
 
     Worker processes decode ahead. `boxes` float32 [n, 4] are the crops of all images of the split;
-    `sharers` is the number of training processes that share this machine's cores. Raises
-    `DataError` for a file that cannot be decoded any more.
+    `sharers` is the number of training processes that share this machine's cores; `pinned` puts
+    them where a GPU can fetch them from. Raises `DataError` for a file that cannot be decoded any
+    more.
     """
     workers = min(MOST_WORKERS, max(1, cores() // sharers), max(1, len(chunks)))
-    for found in DataLoader(_Chunks(images, chunks, boxes), batch_size=None, num_workers=workers):
+    for found in DataLoader(
+        _Chunks(images, chunks, boxes), batch_size=None, num_workers=workers, pin_memory=pinned
+    ):
         if isinstance(found, DataError):
             raise found
         yield found
 
 
-def _generator(*numbers: int) -> torch.Generator:
+def seed_of(*numbers: int) -> int:
+    """A seed of 63 bits for these numbers, unlike that of any others."""
     seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+    return int(seed >> np.uint64(1))
 
 
 def _fits(pixels: Tensor, device: torch.device) -> bool:

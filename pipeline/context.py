@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.machine import cuda_devices, versions
+from pipeline.machine import cpu_has_bfloat16, cuda_devices, versions
+from pipeline.metrics import Logs
 from pipeline.pretrained import facts
-from pipeline.records import Checkpoint, Result
+from pipeline.records import Checkpoint, Result, Role
 from pipeline.settings import Device, Pretrained
 from pipeline.store import Store
 from pipeline.team import Team
+
+VIEWS = 1
+"""Raised when `pipeline.batches` or `pipeline.augment` give other images for the same seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +31,17 @@ class Context:
     """CPU threads for training; 0 is all cores."""
     checkpoint_seconds: float = 60.0
     """How often a training writes the state that it can be continued from."""
-    tensorboard: Path | None = None
-    """Folder for TensorBoard's event files; None writes none."""
+    logs: Logs | None = None
+    """Where curves are shown while they grow; None shows them nowhere."""
 
     @property
     def team(self) -> Team:
         """The processes that train together."""
         return self.store.team
+
+    def title(self, role: Role) -> str:
+        """Names the training of `role`, among those of a run."""
+        return f"{role}-seed{self.seed}"
 
     def trained(
         self,
@@ -64,10 +72,14 @@ class Context:
         """What decides a training's result beside its settings and its parents.
 
         The number of threads is left out: it may change between two runs of the same experiment.
-        So is the number of processes: they share one batch.
+        Several processes share one batch, but not its dropout nor, on CPUs, its statistics.
         """
-        packages = versions("torch", "torchvision", "timm")
-        return {"seed": self.seed, "device": self._kind_of_device(), **packages}
+        kind = self._kind_of_device()
+        several = {"processes": self.team.size} if self.team.size > 1 else {}
+        bfloat16 = {"bfloat16": cpu_has_bfloat16()} if kind == "cpu" else {}
+        packages = versions("torch", "torchvision", "timm", "numpy")
+        known = {"seed": self.seed, "device": kind, "views": VIEWS}
+        return known | several | bfloat16 | packages
 
     def _kind_of_device(self) -> str:
         """What `auto` will be, told without torch.

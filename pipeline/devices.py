@@ -1,15 +1,23 @@
 """Where training happens, and in which arithmetic."""
 
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.latency import peak_rss
 from pipeline.context import Context
 from pipeline.errors import CannotRunHereError
 from pipeline.machine import cores, cpu_has_bfloat16
 from pipeline.settings import Device, Recipe
+
+CLEAR = Path("/proc/self/clear_refs")
 
 
 def pick_device(wanted: Device) -> torch.device:
@@ -61,13 +69,39 @@ def prepare(context: Context) -> torch.device:
     return device
 
 
-def where(device: torch.device) -> str:
-    """The device in words, with the card's name."""
-    return f"cuda ({torch.cuda.get_device_name()})" if device.type == "cuda" else device.type
+def compiled(
+    forward: nn.Module, wanted: bool | Literal["auto"], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """`forward`, compiled where that is `wanted`; `auto`: on CUDA where Triton and a compiler are.
+
+    Raises `CannotRunHereError` where it is asked for by name and there is no compiler.
+    """
+    there = any(shutil.which(name) for name in ("cc", "gcc", "clang", "cl"))
+    if wanted is True and not there:
+        raise CannotRunHereError(
+            "recipe.compile = true, and torch.compile finds no C compiler",
+            remedy="Install one, or set compile to false.",
+        )
+    if wanted == "auto":
+        triton = importlib.util.find_spec("triton") is not None
+        modern = device.type == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
+        wanted = modern and triton and there
+    return torch.compile(forward) if wanted else forward
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` count from now; outside Linux a process cannot forget its own peak."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif os.access(CLEAR, os.W_OK):
+        CLEAR.write_text("5")  # resets VmHWM: proc_pid_clear_refs(5)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: of the GPU by torch, else resident by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return peak_rss()
+    """Most bytes held since `forget_peak`: of the GPU by torch, else resident by this process."""
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_rss()
+
+
+def where(device: torch.device) -> str:
+    """The device in words, with the card's name."""
+    return f"cuda ({torch.cuda.get_device_name()})" if device.type == "cuda" else device.type

@@ -7,6 +7,7 @@
     ├── DataError            an image set that cannot be used
     ├── CheckpointError      a checkpoint that does not fit
     ├── TrainingError        a training that failed
+    │   └── DivergedError        its loss is no number any more
     ├── StoreError           a result folder that cannot be written or read
     ├── ExportError          a network that a format cannot hold
     └── UnavailableError     something this installation or machine lacks
@@ -46,6 +47,10 @@ class CheckpointError(PipelineError):
 
 class TrainingError(PipelineError):
     """A training that failed."""
+
+
+class DivergedError(TrainingError):
+    """A training whose loss is no number any more; it would be none again from where it is."""
 
 
 class StoreError(PipelineError):

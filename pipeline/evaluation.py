@@ -13,6 +13,14 @@ from pipeline.records import Dataset
 from pipeline.team import Team
 
 BATCH = 512
+"""Images at a time, of small ones."""
+LARGE_IMAGE = 64
+"""Pixels from which there are fewer, so that they take no more memory."""
+
+
+def batch_size(image_size: int) -> int:
+    """Images at a time where nothing is learned, for images of that many pixels a side."""
+    return max(16, min(BATCH, int(BATCH * (LARGE_IMAGE / image_size) ** 2)))
 
 
 def predict(
@@ -22,7 +30,7 @@ def predict(
     model.eval()
     answers = []
     with torch.inference_mode(), autocast(device, dtype):
-        for batch, _ in images.batches(BATCH):
+        for batch, _ in images.batches(batch_size(images.size)):
             answers.append(model(torch.from_numpy(batch).to(device)).float().cpu().numpy())
     return np.concatenate(answers)
 
@@ -33,8 +41,9 @@ def top1(
     """Share of the images that `model` names rightly, each process of the `team` doing its part."""
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=device)
-    starts = range(0, len(images), BATCH)[team.rank :: team.size]
-    slices = [slice(start, start + BATCH) for start in starts]
+    size = batch_size(images.size)
+    starts = range(0, len(images), size)[team.rank :: team.size]
+    slices = [slice(start, start + size) for start in starts]
     with torch.inference_mode(), autocast(device, dtype):
         for part, batch in zip(slices, images.ahead(slices), strict=True):
             labels = torch.from_numpy(images.labels[part]).to(device)

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from benchmarks.stats import PairedDifference, paired_difference
-from pipeline import assemble, metrics, pretrained, summary
+from pipeline import assemble, pretrained, summary
 from pipeline.config import Config
 from pipeline.context import Context
 from pipeline.errors import CannotRunHereError, StoreError, require
 from pipeline.images import open_split
 from pipeline.machine import cuda_devices, environment, package_version
+from pipeline.metrics import Logs
 from pipeline.progress import console
 from pipeline.records import Artifact, Dataset, Quantized
 from pipeline.stages import report
@@ -44,7 +45,7 @@ def run(config: Config, store: Store, runs: Path, command: str) -> Path | None:
         device=config.device,
         threads=config.threads,
         checkpoint_seconds=config.checkpoint_seconds,
-        tensorboard=runs / config.name / "tensorboard" if config.tensorboard else None,
+        logs=Logs(runs / config.name, config.tensorboard),
     )
     say = _Speaker(store)
     dataset = config.data.run(context)
@@ -138,7 +139,7 @@ def _publish(
                 console.print("Nothing to do: every result was there already.")
                 return folder
             _bundle(artifacts, folder)
-            _copy_metrics(measured, config.student_seeds[0], folder / "metrics")
+            _show_curves(measured, config, Logs(folder, config.tensorboard))
             report.write(_summary(config, dataset, quantized, measured, command), folder)
             (folder / STATE).write_text(state)
     return folder
@@ -219,15 +220,13 @@ def _bundle(artifacts: Sequence[Artifact], folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _copy_metrics(measured: Measured, first: int, folder: Path) -> None:
-    """Put the curves of every training beside the report, as <role>[-seed<n>].jsonl."""
-    folder.mkdir(exist_ok=True)
+def _show_curves(measured: Measured, config: Config, logs: Logs) -> None:
+    """Put the curves of every training beside the report, those of earlier runs too."""
+    first = config.student_seeds[0]
     for seed, models in {first: measured.models, **measured.others}.items():
         for checkpoint, _ in models:
-            source = checkpoint.folder / metrics.FILE
-            if source.exists():  # a teacher that was trained elsewhere has none
-                name = checkpoint.role + (f"-seed{seed}" if seed != first else "")
-                shutil.copy2(source, folder / f"{name}.jsonl")
+            of = config.seed if checkpoint.role == "teacher" else seed
+            logs.show(f"{checkpoint.role}-seed{of}", checkpoint.history)
 
 
 def _gain(measured: Measured, labels: NDArray[np.int64]) -> PairedDifference | None:

@@ -18,15 +18,16 @@ from torch import Tensor
 import models
 from pipeline.batches import GPU_SHARE, Batch, Batches
 from pipeline.context import Context
-from pipeline.devices import autocast, pick_precision, prepare
+from pipeline.devices import autocast, compiled, pick_precision, prepare
+from pipeline.evaluation import batch_size
 from pipeline.images import open_split
+from pipeline.moving import moved
 from pipeline.progress import track
 from pipeline.records import Answers, Checkpoint, Dataset
 from pipeline.settings import Recipe
 
 Guide = Callable[[Batch], Tensor]
 """The teacher's logits [b, classes] of a batch, on its device."""
-BATCH = 512
 
 
 def running(context: Context, teacher: Checkpoint, recipe: Recipe) -> Guide:
@@ -34,10 +35,11 @@ def running(context: Context, teacher: Checkpoint, recipe: Recipe) -> Guide:
     device = prepare(context)
     model = models.load(teacher).to(device).to(memory_format=torch.channels_last)
     dtype = pick_precision(recipe, model.network, device)
+    forward = compiled(model, recipe.compile, device)
 
     def guide(batch: Batch) -> Tensor:
         with torch.no_grad(), autocast(device, dtype):
-            return model(batch.images)
+            return forward(batch.images)
 
     return guide
 
@@ -56,8 +58,8 @@ def kept(answers: Sequence[Answers], device: torch.device) -> Guide:
 
     def guide(batch: Batch) -> Tensor:
         if whole is not None:
-            return whole[batch.view, batch.rows.to(device)]
-        return torch.from_numpy(files[batch.view][batch.rows.numpy()]).to(device)
+            return whole[batch.view, moved(batch.rows, device)]
+        return moved(torch.from_numpy(files[batch.view][batch.rows.numpy()]), device)
 
     return guide
 
@@ -101,7 +103,7 @@ class Asking:
     def _batches(self) -> Batches:
         return Batches(
             open_split(self._dataset, "train"),
-            BATCH * self._context.team.size,
+            batch_size(self._dataset.input.size) * self._context.team.size,
             prepare(self._context),
             settings=self._recipe.augment,
             seed=self._context.seed,
@@ -114,9 +116,10 @@ class Asking:
         title = f"teacher, view {view + 1}"
         for batch in track(batches.view(view), title, -(-n // batches.size)):
             logits[batch.rows.numpy()] = self._guide(batch).half().cpu().numpy()
-        for rank, part in enumerate(team.gather(logits)):
-            mine = _rows_of(rank, team.size, n, batches.size)
-            logits[mine] = part[mine]
+        if team.size > 1:
+            own = logits[_rows_of(team.rank, team.size, n, batches.size)]
+            for rank, part in enumerate(team.gather(own)):
+                logits[_rows_of(rank, team.size, n, batches.size)] = part
         if team.leads:
             np.save(folder / "logits.npy", logits)
         return Answers(view=view)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.moving import moved
+
 BINS = 31
 """Strengths that a range is divided into."""
 
@@ -73,8 +75,8 @@ def _layer(images: Tensor, operations: Tensor, strengths: Tensor) -> Tensor:
     order = operations.argsort(stable=True)
     counts = torch.bincount(operations, minlength=len(OPERATIONS)).tolist()
     first, moves = sum(counts[: _MOVES.start]), sum(counts[_MOVES])
-    rows = order.to(images.device, non_blocking=True)
-    strength = strengths[order].to(images.device, non_blocking=True)
+    rows = moved(order, images.device)
+    strength = moved(strengths[order], images.device)
     result = images.clone()
     if moves:
         these = order[first : first + moves]
@@ -109,7 +111,7 @@ def affine(operations: Tensor, strengths: Tensor, height: int, width: int) -> Te
 def warp(images: Tensor, theta: Tensor) -> Tensor:
     """`images`, uint8 [n, h, w, c], sampled where `affine` says: the nearest pixel, or black."""
     height, width = images.shape[1:3]
-    theta = theta.to(images.device, non_blocking=True)[:, :, None, None]
+    theta = moved(theta, images.device)[:, :, None, None]
     x = torch.arange(width, device=images.device) - (width - 1) / 2
     y = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
     rows = theta[:, 3] * x + theta[:, 4] * y + theta[:, 5] + (height - 1) / 2

@@ -121,7 +121,7 @@ class Epoch(Record):
     images_per_second: float | None = None
     """Of training alone."""
     memory_bytes: int | None = None
-    """Most memory held so far: of the GPU, else resident by the process."""
+    """Most memory held meanwhile: of the GPU, else resident by the process."""
 
 
 class Checkpoint(Result):
@@ -141,7 +141,7 @@ class Checkpoint(Result):
     """Multiply-adds of one image, convolutions and linear layers."""
     device: str
     """Where it was trained, e.g. "cpu" or "cuda (NVIDIA H100)"."""
-    precision: str = "fp32"
+    precision: str = "float32"
     """Arithmetic of the forward pass in training."""
     start: str = "random"
     """What the weights were before: "random", or the file or hub they came from."""

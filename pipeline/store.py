@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import StoreError, TrainingError
+from pipeline.errors import DivergedError, StoreError, TrainingError
 from pipeline.progress import console
 from pipeline.records import SCHEMA, Result
 from pipeline.team import Team, is_lost, leave
@@ -158,6 +158,12 @@ class Store:
         )
         home = self.root / stage / key
         try:
+            if self.team.tell(key) != key:
+                raise StoreError(
+                    f"{stage}: the process of rank {self.team.rank} works on something else than "
+                    "the leader",
+                    remedy="Give all machines of the job the same versions, files and devices.",
+                )
             if self.team.leads:
                 with writing(self.root), self.alone(f"{stage}-{key}"):
                     found = self.load(kind, home)
@@ -241,7 +247,7 @@ class Store:
             shutil.rmtree(resume_folder(partial), ignore_errors=True)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, TrainingError):  # it would fail again from where it is
+            if isinstance(error, DivergedError):  # it would fail again from where it is
                 shutil.rmtree(resume_folder(partial), ignore_errors=True)
             raise
         return record

@@ -7,20 +7,29 @@ while the others wait. A job of one process needs none of this and loads no torc
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.errors import CannotRunHereError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=2)
-"""How long a process waits for the leader's other work. A process that died is noticed at once, by
-its closed connection."""
-LOST = ("connection closed", "connection reset", "socket closed", "broken pipe", "nccl", "gloo")
+"""How long a process waits for the leader's other work, over a connection of its own (gloo), on
+which a process that died is noticed at once."""
+STEP = timedelta(minutes=20)
+"""How long it waits inside a step. NCCL does not notice by itself that a process is gone."""
+LOST = (
+    *("connection closed", "connection reset", "connection refused", "socket closed"),
+    *("broken pipe", "remote process exited", "remote error", "watchdog"),
+)
 """What the messages of a broken connection have in common."""
+_patient: Any = None
+"""The group that `tell` and `gather` go over."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +54,17 @@ class Team:
         import torch.distributed as dist
 
         box: list[Any] = [what]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=_patient)
         return box[0]
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which the others do only when the leader has done it."""
+        if self.leads:
+            done = work()
+            self.tell("done")
+            return done
+        self.tell("done")
+        return work()
 
     def gather(self, what: T) -> list[T]:
         """Each process's `what` in order of rank for the leader; an empty list for the others."""
@@ -55,7 +73,7 @@ class Team:
         import torch.distributed as dist
 
         found: list[Any] | None = [None] * self.size if self.leads else None
-        dist.gather_object(what, found, dst=0)
+        dist.gather_object(what, found, dst=0, group=_patient)
         return found or []
 
     def total(self, values: Tensor) -> Tensor:
@@ -67,9 +85,20 @@ class Team:
             dist.all_reduce(values)
         return values
 
+    def align(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the leader's `tensors`, in place."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
 
 def join(environment: Mapping[str, str] = os.environ) -> Team:
-    """The team that `environment` describes, connected; one process where it describes none."""
+    """The team that `environment` describes, connected; one process where it describes none.
+
+    Raises `CannotRunHereError` where there are more processes on this machine than GPUs.
+    """
     size = int(environment.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in environment:
         return Team()
@@ -84,14 +113,22 @@ def join(environment: Mapping[str, str] = os.environ) -> Team:
     )
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(team.local_rank % torch.cuda.device_count())
+        gpus = torch.cuda.device_count()
+        if team.local_size > gpus:
+            raise CannotRunHereError(
+                f"{team.local_size} processes were started on a machine with {gpus} GPUs",
+                remedy=f"Start as many as there are GPUs: torchrun --nproc-per-node {gpus} ...",
+            )
+        torch.cuda.set_device(team.local_rank)
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        global _patient
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=STEP)
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     return team
 
 
 def leave() -> None:
-    """Close the connections, so that the others see this process end at once."""
+    """Close the connections."""
     import sys
 
     # Where torch was never loaded there is nothing to close.

@@ -6,13 +6,14 @@ uint8 images itself, exactly as the exported file will.
 
 Every random number follows from the seed, the epoch and the step (see `pipeline.batches`), so that
 a training that was killed and continued ends in the same weights, bit for bit on a CPU, as one that
-was not, and several processes compute what one would.
+was not. Several processes share the images of each step; they differ from one process in dropout,
+in what `distill.method = "dist"` relates to one another, and, on CPUs, in the statistics of batch
+normalisation, which there are those of each process's share.
 """
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,62 +21,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import models
 from models.classifier import Classifier
 from pipeline import evaluation
-from pipeline.batches import Batch, Batches
+from pipeline.batches import Batch, Batches, seed_of
 from pipeline.checkpoints import write_weights
 from pipeline.context import Context
-from pipeline.devices import autocast, peak_memory, pick_precision, prepare, where
-from pipeline.errors import ConfigError, DataError, TrainingError
+from pipeline.devices import (
+    autocast,
+    compiled,
+    forget_peak,
+    peak_memory,
+    pick_precision,
+    prepare,
+    where,
+)
+from pipeline.errors import ConfigError, DataError, DivergedError, TrainingError
 from pipeline.images import open_split
-from pipeline.logits import cross_entropy
+from pipeline.jobs import Job, Objective, describe
 from pipeline.metrics import Metrics
 from pipeline.optimizing import Average, make_optimizer, rate_at, set_rate
 from pipeline.pretrained import start_from
 from pipeline.progress import Bar, bar, console
-from pipeline.records import Checkpoint, Dataset, Epoch, Role
+from pipeline.records import Checkpoint, Dataset, Epoch
 from pipeline.resume import Resume
-from pipeline.settings import Pretrained, Recipe
 from pipeline.store import resume_folder
 
-Objective = Callable[[Batch, Tensor], Tensor]
-"""(the batch, its logits [b, classes]) -> scalar."""
-
-
-def imitating_labels(recipe: Recipe) -> Objective:
-    """The objective without a teacher: cross-entropy, smoothed as `recipe` says."""
-
-    def objective(batch: Batch, logits: Tensor) -> Tensor:
-        smoothing = recipe.label_smoothing
-        return cross_entropy(logits, batch.labels, smoothing, batch.others, batch.share)
-
-    return objective
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One network to be trained."""
-
-    role: Role
-    arch: str
-    recipe: Recipe
-    width: float = 1.0
-    stem_stride: models.StemStride = "auto"
-    dropout: float = 0.0
-    pretrained: Pretrained | None = None
-
-    def network(self, dataset: Dataset) -> nn.Module:
-        """The untrained network, for the classes and images of `dataset`."""
-        return models.build(
-            self.arch,
-            classes=len(dataset.labels),
-            channels=dataset.input.channels,
-            image_size=dataset.input.size,
-            width=self.width,
-            stem_stride=self.stem_stride,
-            dropout=self.dropout,
-        )
+DROPOUT = 0xD409
+"""Sets the numbers of dropout apart from those that shuffle and augment."""
 
 
 def train(
@@ -98,45 +70,11 @@ def train(
     """
     trainer = _Trainer(job, dataset, context, objective, views)
     resume = Resume(resume_folder(folder), context.checkpoint_seconds, writes=context.team.leads)
-    metrics = None
-    if context.team.leads:
-        board = context.tensorboard and context.tensorboard / _title(job, context)
-        metrics = Metrics(folder, board)
+    metrics = Metrics(folder, context.logs, context.title(job.role)) if context.team.leads else None
     history = trainer.run(resume, metrics)
-    network = trainer.result
     if context.team.leads:
-        write_weights(network, folder / "weights.pt")
-    return describe(job, network, dataset, trainer.where, trainer.dtype, history)
-
-
-def _title(job: Job, context: Context) -> str:
-    return f"{job.role}-seed{context.seed}"
-
-
-def describe(
-    job: Job,
-    network: nn.Module,
-    dataset: Dataset,
-    device: str,
-    dtype: torch.dtype = torch.float32,
-    history: tuple[Epoch, ...] = (),
-) -> Checkpoint:
-    """The record of a trained `network` whose weights lie in ``weights.pt``."""
-    strided = job.arch in models.STUDENTS
-    return Checkpoint(
-        role=job.role,
-        arch=job.arch,
-        width=job.width,
-        stem_stride=models.stride_of_stem(job.stem_stride, dataset.input.size) if strided else None,
-        labels=dataset.labels,
-        input=dataset.input,
-        params=sum(parameter.numel() for parameter in network.parameters()),
-        macs=evaluation.count_macs(network.to("cpu"), dataset),
-        device=device,
-        precision=str(dtype).removeprefix("torch."),
-        start=str(job.pretrained.weights) if job.pretrained else "random",
-        history=history,
-    )
+        write_weights(trainer.result, folder / "weights.pt")
+    return describe(job, trainer.result, dataset, trainer.where, trainer.dtype, history)
 
 
 class _Trainer:
@@ -151,8 +89,7 @@ class _Trainer:
         network = job.network(dataset)
         self._head = {name for name, _ in network.named_parameters()}
         if job.pretrained is not None:
-            table = "teach" if job.role == "teacher" else "student"
-            self._head = start_from(network, job.arch, job.pretrained, f"{table}.pretrained")
+            self._head = start_from(network, job.arch, job.pretrained, f"{job.table}.pretrained")
         self.dtype = pick_precision(job.recipe, network, self._device)
         self._model = self._placed(Classifier(network, dataset.input))
         self._forward: Callable[[Tensor], Tensor] = self._model
@@ -169,7 +106,7 @@ class _Trainer:
         images = open_split(dataset, "train")
         self._batches = Batches(
             images,
-            _batch_size(self._recipe, len(images), self._team.size),
+            _batch_size(job, len(images), self._team.size),
             self._device,
             settings=self._recipe.augment,
             seed=context.seed,
@@ -202,8 +139,13 @@ class _Trainer:
         total = len(self._batches) * self._recipe.epochs
         if state is not None:
             self._restore(state)
-            if self._team.leads:
-                console.print(f"{self._job.role}: going on after step {self._done} of {total}")
+        if self._team.tell(self._done) != self._done:
+            raise TrainingError(
+                f"the process of rank {self._team.rank} read another saved state than the leader",
+                remedy="All machines of the job must see the same store; name it with --store.",
+            )
+        if self._done and self._team.leads:
+            console.print(f"{self._job.role}: going on after step {self._done} of {total}")
         with bar(self._job.role, total) as shown:
             shown.advance(self._done)
             while len(self._history) < self._recipe.epochs:
@@ -227,7 +169,7 @@ class _Trainer:
         model = model.to(self._device).to(memory_format=torch.channels_last)
         if self._team.size > 1 and self._device.type == "cuda":
             # Statistics of the whole batch: the result must not depend on the number of GPUs.
-            model.network = nn.SyncBatchNorm.convert_sync_batchnorm(model.network)
+            model.network = synchronised(model.network)
         return model
 
     def _set_phase(self, epoch: int) -> None:
@@ -243,35 +185,31 @@ class _Trainer:
         self._frozen = frozen
         for name, parameter in self._model.network.named_parameters():
             parameter.requires_grad_(not frozen or name in self._head)
-        forward: Any = self._model
+        forward: nn.Module = self._model
         if self._team.size > 1:
             forward = DistributedDataParallel(self._model)
-        wanted = self._recipe.compile
-        if wanted is True or (wanted == "auto" and self._device.type == "cuda"):
-            forward = torch.compile(forward)
-        self._forward = forward
+        self._forward = compiled(forward, self._recipe.compile, self._device)
 
     def _run_epoch(self, resume: Resume, shown: Bar) -> None:
         epoch, before = len(self._history), self._seconds
         since = time.perf_counter()
+        forget_peak(self._device)
         self._set_phase(epoch)
         for batch in self._batches.epoch(epoch, skip=self._step):
-            self._loss += self._update(batch)
+            self._loss += self._team.total(self._update(batch)) / self._team.size
             self._step += 1
             shown.advance()
             if resume.is_due():
                 self._seconds = before + time.perf_counter() - since
                 resume.write(self._state())
-        # Waits for the GPU, so that the time is the whole time.
-        self._loss = self._team.total(self._loss) / self._team.size
-        float(self._loss)
+        float(self._loss)  # waits for the GPU, so that the time is the whole time
         self._seconds = before + time.perf_counter() - since
 
     def _update(self, batch: Batch) -> Tensor:
         """One update of the weights; nothing in it waits for the GPU."""
         done, steps = self._done, len(self._batches) * self._recipe.epochs
         # For dropout: a function of the step, so that there is no generator's state to save.
-        torch.manual_seed(self._context.seed + (done << 20) + self._team.rank)
+        torch.manual_seed(seed_of(self._context.seed, done, self._team.rank, DROPOUT))
         set_rate(self._optimizer, rate_at(done, steps, self._recipe.warmup))
         with autocast(self._device, self.dtype):
             logits = self._forward(batch.images)
@@ -291,12 +229,13 @@ class _Trainer:
         number, steps = len(self._history) + 1, len(self._batches)
         loss = float(self._loss) / steps
         if not math.isfinite(loss):
-            raise TrainingError(
+            raise DivergedError(
                 f"the {self._job.role}'s training diverged in epoch {number}: its loss is {loss}",
-                remedy="Lower the recipe's learning_rate, or lengthen its warmup.",
+                remedy="Lower the recipe's learning_rate, lengthen its warmup or set clip_norm.",
             )
         since = time.perf_counter()
         judged = self._average.network if self._average else self._model
+        self._team.align(judged.buffers())  # running statistics are each process's own
         val_top1 = evaluation.top1(judged, self._val, self._device, self.dtype, self._team)
         epoch = Epoch(
             epoch=number,
@@ -334,17 +273,28 @@ class _Trainer:
             self._average.network.load_state_dict(state["average"])
 
 
-def _batch_size(recipe: Recipe, images: int, processes: int) -> int:
+def synchronised(network: nn.Module) -> nn.Module:
+    """`network` with batch normalisation over the processes of a job; for CUDA."""
+    if any(type(module).__module__.startswith("timm.") for module in network.modules()):
+        # timm's normalisation layers hold the activation too, which torch's conversion would lose.
+        from timm.layers.norm_act import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(network)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
+def _batch_size(job: Job, images: int, processes: int) -> int:
     """Images a step over all processes."""
+    wanted, key = job.recipe.batch_size, f"{job.table}.recipe.batch_size"
     if images < 2 * processes:
         raise DataError(
             f"the training split has {images} images, fewer than two for each process",
             remedy="Add images.",
         )
-    if recipe.batch_size % processes:
+    if wanted % processes or wanted < 2 * processes:
         raise ConfigError(
-            f"a batch of {recipe.batch_size} images cannot be shared evenly by {processes} "
-            "processes",
-            remedy="Choose a batch_size that is a multiple of the number of processes.",
+            f"{key}: {wanted} images cannot be shared evenly by {processes} processes, two each "
+            "at least",
+            remedy="Choose a multiple of the number of processes.",
         )
-    return min(recipe.batch_size, images - images % processes)
+    return min(wanted, images - images % processes)

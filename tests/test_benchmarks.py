@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pytest import approx
 
-from benchmarks import distillation
+from benchmarks import __main__ as command_line
+from benchmarks import distillation, pages, training
 from pipeline.errors import ConfigError
 from pipeline.machine import cpu_name
 from tests.pictures import make_set
@@ -48,6 +49,11 @@ def rows_of(page, title):
     return {cells[0]: dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]}
 
 
+def cells(table):
+    """The rows of a rich table."""
+    return list(zip(*(column.cells for column in table.columns), strict=True))
+
+
 def number(cell):
     """The first number in a cell."""
     return float(re.findall(r"[-+]?[\d,.]+", cell)[0].replace(",", ""))
@@ -83,12 +89,60 @@ def test_speed_ratios_follow_from_the_speeds(speed):
     assert list(rows) == kinds
     for row in rows.values():
         usual, ours = number(row["usual images/s"]), number(row["ours images/s"])
-        assert number(row["ratio"]) == approx(ours / usual, abs=0.01)
+        assert number(row["ratio"]) == approx(ours / usual, rel=0.02, abs=0.006)
         assert usual > 0 and number(row["usual peak MB"]) > 50 < number(row["ours peak MB"])
     goals = rows_of(page, "Goals")
     relative = number(goals["kept-views distillation epoch / baseline epoch, time"]["found"])
     speeds = [number(rows[kinds[i]]["ours images/s"]) for i in (1, 3)]
-    assert relative == approx(speeds[0] / speeds[1], abs=0.01)
+    assert relative == approx(speeds[0] / speeds[1], rel=0.02, abs=0.006)
+
+
+def test_speed_of_kept_views_is_also_told_with_the_teacher_passes():
+    """Told by hand: 1,000 images at 400/s are 2.5 s an epoch, at 100/s 10 s; a view costs 5 s."""
+    options = training.Options(
+        source="cifar10",
+        synthetic=True,
+        images=1000,
+        epochs=1,
+        repeats=1,
+        batch=100,
+        teacher="resnet8_cifar",
+        teacher_width=1,
+        student="mobilenet_v2",
+        student_width=0.5,
+        stem_stride=1,
+        views=2,
+        threads=1,
+        workers=0,
+        device="cpu",
+    )
+
+    def timing(side, kind, speed, *view_seconds):
+        speeds = (1.0, speed)
+        return training.Timing(
+            side=side,
+            kind=kind,
+            images_per_second=speeds,
+            peak_bytes=1,
+            view_seconds=view_seconds,
+        )
+
+    timings = [timing("usual", kind, 100.0) for kind in ("teacher", "baseline", "live")]
+    timings += [timing("ours", kind, 400.0) for kind in ("teacher", "baseline", "live")]
+    found = training.Found(
+        options=options,
+        setup=training.Setup(data="", images=1000, networks={}, threads=1, device="cpu"),
+        workers=0,
+        trial={},
+        timings=(*timings, timing("ours", "kept", 400.0, 4.0, 6.0)),
+    )
+    goals = cells(pages.speed_tables(found)[1])
+    kept = "distillation, kept views"
+    passes = f"{kept}, with the teacher's passes over 2 views spread over {{}} epochs"
+    assert goals[1][:2] == (f"{kept} / usual distillation, images/s", "4.00")
+    after = " / usual distillation, images/s"
+    assert goals[2] == (passes.format(2) + after, f"{20 / (5 + 10):.2f}", "–")
+    assert goals[3] == (passes.format(200) + after, f"{2000 / (500 + 10):.2f}", "–")
 
 
 @pytest.mark.slow
@@ -171,6 +225,7 @@ def test_each_entrant_is_compared_with_the_baseline_of_its_recipe(gains):
     assert "hard weight 0.1" in written["kd"]["settings"]  # not the file's own 0.5
     assert "mixup 1" in written["matching"]["settings"]
     assert "1 kept view" in written["matching"]["settings"]
+    assert written["baseline of wild"]["settings"].startswith("no teacher, learning rate 1e+09")
 
 
 @pytest.mark.slow
@@ -197,6 +252,48 @@ def test_nothing_is_trained_twice(gains, arena):
     assert [path.stat().st_mtime_ns for path in trained] == before and len(before) > 4
     again = json.loads(out.with_suffix(".json").read_text("utf-8"))
     assert again["rows"] == raw["rows"] and again["seeds"] == raw["seeds"]
+
+
+def test_the_mean_over_seeds_says_over_how_many():
+    both = {"words": "", "top1": 0.9, "top1_ci95": (0.89, 0.91)}
+    kd = {**both, "baseline": "baseline", "gain": 0.01, "gain_ci95": (0.0, 0.02), "mcnemar_p": 0.1}
+
+    def page(*seeds):
+        words = dict.fromkeys(("data", "teacher", "student", "budget"), "")
+        found = distillation.Found(**words, best="kd", rows=(), seeds=seeds)
+        return pages.gain_facts(found), cells(pages.gain_tables(found)[1])
+
+    def pair(seed):
+        alone = distillation.Row(name="baseline", seed=seed, baseline=None, **both)
+        return alone, distillation.Row(name="kd", seed=seed, **kd)
+
+    facts, rows = page(*pair(7), *pair(8))
+    mean = "90.00 (90.00–90.00)"
+    assert rows[4] == ("baseline, mean (t)", "n=2", "", mean, "", "")
+    assert rows[5] == ("kd, mean (t)", "n=2", "", mean, "+1.00 (+1.00 to +1.00)", "")
+    assert any(
+        "first seed (7) alone" in fact and "among those of the mean" in fact for fact in facts
+    )
+
+    lost = distillation.Row(name="baseline", words="", seed=9, baseline=None, failed="diverged")
+    _, rows = page(*pair(7), *pair(8), lost, pair(9)[1].model_copy(update={"gain": None}))
+    assert rows[6] == ("baseline, mean (t)", "1 failed", "", "", "", "")
+    assert rows[7] == ("kd, mean (t)", "1 failed", "", "", "", "")
+
+
+@pytest.mark.parametrize("ended", ["1234567890", "1234567890 + uncommitted changes"])
+def test_a_page_says_that_the_tree_changed_during_the_run(tmp_path, monkeypatch, ended):
+    monkeypatch.setattr(command_line, "_commit", lambda: ended)
+    out, origin = tmp_path / "x.md", {"commit": "1234567890"}
+    raw = distillation.Found(
+        data="", teacher="", student="", budget="", best=None, rows=(), seeds=()
+    )
+    command_line._publish("Title", origin, [], [], raw, out)
+    line = "1234567890"
+    if ended != line:
+        line += f" (the tree changed during the run; at its end {ended})"
+    assert f"- commit: {line}\n" in out.read_text("utf-8")
+    assert json.loads(out.with_suffix(".json").read_text("utf-8"))["provenance"]["commit"] == line
 
 
 @pytest.mark.parametrize(
@@ -237,7 +334,13 @@ def test_the_tournament_that_ships_can_be_read():
     entries = distillation.read(ROOT / "benchmarks" / "tournament.toml")
     methods = {row.config.distill.method for row in entries.rows if row.baseline}
     assert methods == {"kd", "dkd", "dist", "function_matching"}
-    assert len(entries.rows) == 12 and entries.more_seeds == (1, 2)
+    assert len(entries.rows) == 13 and entries.more_seeds == (1, 2)
+    rows = {row.name: row for row in entries.rows}
+    slow = rows["kd, mild, half the rate"]
+    assert slow.words.endswith(", 3 kept views, learning rate 0.05")
+    assert slow.baseline and rows[slow.baseline].words == "no teacher, learning rate 0.05"
+    assert rows["function matching"].words.endswith(", augment.mixup 1")
+    assert rows["kd, mild"].words.endswith(", 3 kept views")
 
 
 def test_help_starts_without_torch():

@@ -223,13 +223,13 @@ def test_seeds_train_pairs_and_ship_the_first(small, finished):
         (r["format"], r["precision"], r["variant"]): r["sha256"] for r in found["artifacts"]
     }
     curves = {path.name for path in (finished / "seeds" / "metrics").iterdir()}
-    roles = ("teacher", "baseline", "student", "baseline-seed1", "student-seed1")
-    assert curves == {f"{role}.jsonl" for role in roles}
+    roles = ("teacher", "baseline", "student")
+    assert curves == {f"{r}-seed0.jsonl" for r in roles} | {f"{r}-seed1.jsonl" for r in roles[1:]}
 
 
 def test_every_epoch_is_in_a_plain_file(finished):
     for row in report(finished)["models"]:
-        path = finished / "small" / "metrics" / f"{row['role']}.jsonl"
+        path = finished / "small" / "metrics" / f"{row['role']}-seed0.jsonl"
         epochs = [json.loads(line) for line in path.read_text().splitlines()]
         assert [e["loss"] for e in epochs] == [e["loss"] for e in row["history"]]
 

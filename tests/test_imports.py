@@ -11,19 +11,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("pipeline", "exporters", "runtime", "models", "benchmarks")
 LEVELS = (
-    "pipeline.errors pipeline.records pipeline.machine pipeline.progress pipeline.team",
-    "pipeline.settings",
+    "pipeline.errors pipeline.records pipeline.machine pipeline.progress",
+    "pipeline.settings pipeline.team",
     "pipeline.store pipeline.images",
     "models",
     "runtime",
     "exporters",
     "benchmarks",
-    "pipeline.logits pipeline.policies pipeline.splits pipeline.checkpoints pipeline.resume "
+    "pipeline.logits pipeline.moving pipeline.splits pipeline.checkpoints pipeline.resume "
     "pipeline.metrics pipeline.optimizing pipeline.sources",
-    "pipeline.losses pipeline.augment pipeline.pretrained",
-    "pipeline.context pipeline.batches",
+    "pipeline.losses pipeline.policies pipeline.pretrained",
+    "pipeline.augment pipeline.context",
+    "pipeline.batches",
     "pipeline.ingest pipeline.devices",
-    "pipeline.evaluation pipeline.guidance",
+    "pipeline.evaluation",
+    "pipeline.guidance pipeline.jobs",
     "pipeline.training",
     "pipeline.stages",
     "pipeline.config",

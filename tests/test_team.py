@@ -12,7 +12,9 @@ import pytest
 
 from pipeline.team import Team, is_lost, join
 from tests.pictures import make_set
-from tests.test_resume import command, finish, states
+from tests.test_resume import command, finish, states, without_memory
+
+pytest.importorskip("timm", reason="needs timm, for a network without batch normalisation")
 
 ROOT = Path(__file__).parents[1]
 # Without batch normalisation, whose statistics on a CPU are those of each process's own share.
@@ -64,17 +66,18 @@ def together(images, tmp_path_factory):
 def test_two_processes_lose_what_one_does(images, together, tmp_path):
     found, store = together
     assert sorted(each["team"]["rank"] for each in found) == [0, 1]
-    assert found[0]["teacher"] == found[1]["teacher"]
-    assert found[0]["student"] == found[1]["student"]
+    one, other = (without_memory(each) for each in found)
+    assert one["teacher"] == other["teacher"] and one["student"] == other["student"]
     alone, _ = finish(images, tmp_path, seconds=1e9, more=ALIKE)
     assert found[0]["teacher"]["losses"] == pytest.approx(alone["teacher"]["losses"], rel=2e-3)
-    assert found[0]["teacher"]["val"] == pytest.approx(alone["teacher"]["val"], abs=0.05)
-    # One writer, and the same results: the keys do not know how many processes there were.
-    names = [{p.relative_to(s) for p in s.glob("*/*/*")} for s in (store, tmp_path)]
-    assert names[0] == names[1]
+    assert found[0]["teacher"]["val"] == pytest.approx(alone["teacher"]["val"], abs=2.5 / 18)
+    # One writer, and the same files of it.
+    kinds = [sorted((p.parts[-3], p.name) for p in s.glob("*/*/*")) for s in (store, tmp_path)]
+    assert kinds[0] == kinds[1]
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 def test_a_killed_process_ends_the_job_with_a_message_and_it_can_go_on(images, together, tmp_path):
     process = subprocess.Popen(
         two(images, tmp_path, 0.0),
@@ -92,13 +95,15 @@ def test_a_killed_process_ends_the_job_with_a_message_and_it_can_go_on(images, t
     finally:
         process.kill()
     assert process.returncode != 0
-    assert "connection to another process of this job was lost" in said
-    assert "Start the same job again" in said
+    # Whichever is first: the closed connection, or the launcher's signal to end.
+    lost = "connection to another process of this job was lost" in said
+    assert (lost and "Start the same job again" in said) or "Run the same command again" in said
     assert states(tmp_path, "teach")
     found, said = finish_two(images, tmp_path)
     assert "teacher: going on after step" in said
     for role in ("teacher", "student"):
         assert found[0][role]["sha256"] == together[0][0][role]["sha256"]
+        assert found[0][role]["losses"] == together[0][0][role]["losses"]
 
 
 @pytest.mark.slow

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import models
 from models.classifier import Classifier
-from pipeline import devices, losses
+from pipeline import devices, evaluation, losses, training
 from pipeline.context import Context
 from pipeline.errors import CannotRunHereError, ConfigError, TrainingError
 from pipeline.images import open_split
+from pipeline.metrics import Logs
 from pipeline.records import InputSpec
 from pipeline.settings import Augment, Pretrained, Recipe, Student
 from pipeline.stages.baseline import Baseline
@@ -19,7 +23,10 @@ from pipeline.stages.data import Data
 from pipeline.stages.distill import Distill
 from pipeline.stages.teach import Teach
 from pipeline.store import Store, file_sha256
+from pipeline.team import Team
 from tests.pictures import make_set
+from tests.test_resume import finish
+from tests.train_small import settings
 
 RECIPE = Recipe(epochs=8, batch_size=16, learning_rate=0.05)
 STUDENT = Student(arch="mobilenet_v3_small", width=0.25, recipe=RECIPE)
@@ -143,6 +150,11 @@ def test_the_average_of_the_weights_is_what_is_kept(folder, context):
     assert plain is not None and averaged is not None
     assert [e.loss for e in plain.history] == [e.loss for e in averaged.history]
     assert file_sha256(plain.weights_path) != file_sha256(averaged.weights_path)
+    # What was judged on the validation split is what is kept.
+    val, cpu = open_split(dataset, "val"), torch.device("cpu")
+    for found in (plain, averaged):
+        top1 = evaluation.top1(models.load(found), val, cpu, torch.float32, Team())
+        assert top1 == found.history[-1].val_top1
 
 
 def test_a_pretrained_teacher_learns_other_classes(tmp_path, context):
@@ -150,43 +162,68 @@ def test_a_pretrained_teacher_learns_other_classes(tmp_path, context):
     many = make_set(tmp_path / "many", train=60)
     two = make_set(tmp_path / "two", train=40, classes=2)
     first = Teach(arch="resnet8_cifar", recipe=RECIPE).run(context, data(many, context))
+    recipe = RECIPE.model_copy(update={"epochs": 1})
+    scratch = Teach(arch="resnet8_cifar", recipe=recipe).run(context, data(two, context))
     for frozen, rate in ((1, 1.0), (0, 0.1)):
         start = Pretrained(weights=first.weights_path, frozen_epochs=frozen, body_rate=rate)
-        recipe = RECIPE.model_copy(update={"epochs": 1, "weight_decay": 0.0})
         tuned = Teach(arch="resnet8_cifar", pretrained=start, recipe=recipe)
         found = tuned.run(context, data(two, context))
         assert found.start == str(first.weights_path) and len(found.labels) == 2
+        assert found.history[0].loss < 0.8 * scratch.history[0].loss
         before, after = (torch.load(c.weights_path) for c in (first, found))
         body = [name for name in before if before[name].shape == after[name].shape]
         moved = max((after[n].float() - before[n].float()).abs().max().item() for n in body)
         assert (moved == 0) == (frozen == 1)
 
 
-def test_memory_does_not_grow_and_every_epoch_is_written_down(folder, context):
-    found = Baseline().run(context, short(epochs=6), data(folder, context))
+def test_every_epoch_is_written_down(folder, context):
+    found = Baseline().run(context, short(epochs=3), data(folder, context))
     assert found is not None
-    memory = [epoch.memory_bytes or 0 for epoch in found.history]
-    assert memory[0] > 0
-    assert memory[-1] - memory[1] < 0.01 * memory[1]
     lines = (found.folder / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
     assert all(json.loads(line)["images_per_second"] > 0 for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not devices.CLEAR.exists(), reason="needs Linux: a peak that can be reset")
+def test_memory_does_not_grow(folder, tmp_path):
+    """In a process of its own; each epoch's own peak, so that an earlier one hides nothing."""
+    more = {"distill": {"views": 2}, "teach": {"arch": "resnet8_cifar"}}
+    more["student"] = settings("")["student"] | {"recipe": {"epochs": 20, "batch_size": 16}}
+    found, _ = finish(folder, tmp_path, seconds=1e9, more=more)
+    memory = found["student"]["memory"]
+    assert len(memory) == 20
+    later, earlier = np.median(memory[-5:]), np.median(memory[5:10])
+    assert later - earlier < 2e6, memory
 
 
 def test_tensorboard_shows_losses_and_accuracies(folder, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    context = Context(store=Store(tmp_path / "store"), device="cpu", tensorboard=tmp_path / "board")
+    logs = Logs(tmp_path / "run", tensorboard=True)
+    context = Context(store=Store(tmp_path / "store"), device="cpu", logs=logs)
     found = Baseline().run(context, short(epochs=2), data(folder, context))
     assert found is not None
-    events = accumulator.EventAccumulator(str(tmp_path / "board" / "baseline-seed0"))
+    events = accumulator.EventAccumulator(str(logs.board("baseline-seed0")))
     events.Reload()
     losses = [point.value for point in events.Scalars("loss/train")]
     assert losses == pytest.approx([epoch.loss for epoch in found.history])
     assert [point.step for point in events.Scalars("top1/validation")] == [1, 2]
+    plain = logs.file("baseline-seed0").read_text()
+    assert plain == (found.folder / "metrics.jsonl").read_text()
+    # A run that finds the training in the store shows the same.
+    later = Logs(tmp_path / "later", tensorboard=True)
+    later.show("baseline-seed0", found.history)
+    events = accumulator.EventAccumulator(str(later.board("baseline-seed0")))
+    events.Reload()
+    assert [point.value for point in events.Scalars("loss/train")] == losses
+    assert later.file("baseline-seed0").read_text() == plain
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").exists(),
+    reason="torch.compile needs a C++ compiler and Python's headers here",
+)
 def test_a_compiled_network_learns_too(folder, context):
     recipe = RECIPE.model_copy(update={"compile": True, "epochs": 2})
     found = Teach(arch="resnet8_cifar", recipe=recipe).run(context, data(folder, context))
@@ -214,6 +251,39 @@ def test_precision_of_depthwise_networks_on_the_cpu_is_float32():
     assert devices.pick_precision(Recipe(), network, cpu) == torch.float32
     named = Recipe(precision="bf16")
     assert devices.pick_precision(named, network, cpu) == torch.bfloat16
+
+
+@pytest.mark.parametrize("arch", ["mobilenet_v4_conv_small", "mobilenet_v2"])
+def test_batch_normalisation_over_processes_leaves_the_network_as_it_is(arch):
+    """timm's normalisation layers hold activations, which a plain conversion would lose."""
+    torch.manual_seed(0)
+    network = models.build(arch, classes=3, channels=3, image_size=64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before, after = network(images), training.synchronised(network)(images)
+    assert torch.equal(before, after)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_step_on_cuda_waits_for_nothing(folder, tmp_path, views, monkeypatch):
+    context = Context(store=Store(tmp_path), device="cuda")
+    dataset = data(folder, context)
+    teacher = Teach(arch="resnet8_cifar", recipe=RECIPE).run(context, dataset)
+    update = training._Trainer._update
+
+    def strict(self, batch):
+        torch.cuda.set_sync_debug_mode("error" if self._done > 2 else "default")
+        try:
+            return update(self, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(training._Trainer, "_update", strict)
+    student = short(epochs=2, augment=Augment(crop_padding=1, mixup=1.0))
+    found = Distill(views=views).run(context, student, teacher, dataset)
+    assert np.isfinite(found.history[-1].loss)
 
 
 @pytest.mark.gpu

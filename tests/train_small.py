@@ -1,13 +1,16 @@
-"""Trains a small teacher, baseline and student as a process of its own: what tests kill.
+"""Trains a small teacher and student as a process of its own: what tests kill.
 
-    python -m tests.train_small IMAGES STORE CHECKPOINT_SECONDS SETTINGS_AS_JSON
+    python -m tests.train_small IMAGES STORE CHECKPOINT_SECONDS SETTINGS_AS_JSON [ROLE STEP EVERY]
 
-Prints one JSON line: losses by role and the SHA-256 of each weights file.
+Prints one JSON line: losses by role and the SHA-256 of each weights file. With a ROLE the process
+kills itself (SIGKILL) when that training has done STEP steps since its start; it has written its
+state after every EVERY steps.
 """
 
 import dataclasses
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -46,6 +49,7 @@ def train(images: str, store: Path, more: dict, seconds: float) -> dict:
         checkpoint.role: {
             "losses": [epoch.loss for epoch in checkpoint.history],
             "val": [epoch.val_top1 for epoch in checkpoint.history],
+            "memory": [epoch.memory_bytes for epoch in checkpoint.history],
             "sha256": file_sha256(checkpoint.weights_path),
         }
         for checkpoint in (teacher, student)
@@ -53,13 +57,36 @@ def train(images: str, store: Path, more: dict, seconds: float) -> dict:
     return found | {"team": dataclasses.asdict(joined)}
 
 
+def die(role: str, step: int, every: int) -> None:
+    """Let the training of `role` end this process in the middle."""
+    from pipeline import resume, training
+
+    update, steps = training._Trainer._update, 0
+
+    def counted(self, batch):
+        nonlocal steps
+        if self._job.role == role and self._done == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        steps += 1
+        return update(self, batch)
+
+    training._Trainer._update = counted
+    resume.Resume.is_due = lambda self: self._writes and steps % every == 0
+
+
 def main() -> None:
-    images, store, seconds, more = sys.argv[1:]
+    images, store, seconds, more, *death = sys.argv[1:]
+    if death:
+        die(death[0], int(death[1]), int(death[2]))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
     try:
         found = train(images, Path(store), json.loads(more), float(seconds))
     except PipelineError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("Stopped. Run the same command again to go on where it was.", file=sys.stderr)
+        raise SystemExit(130) from None
     os.write(1, f"{json.dumps(found)}\n".encode())  # at once: two processes may share the pipe
     team.leave()
 

@@ -2,7 +2,8 @@
 
 To add a method, write ``pipeline/losses/<name>.py`` with what `Loss` asks for, from the pieces in
 `pipeline.logits`. The settings file, the distill stage and the contract tests pick it up by
-themselves. A module imports torch inside its function only: settings are checked without it.
+themselves; only what its values should be has to be said in `CASES` of tests/test_losses.py. A
+module imports torch inside its function only: settings are checked without it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Loss(Protocol):
 
         `student` and `teacher` are logits [batch, classes] of any float type and any number of
         classes from two, `labels` int64 [batch]; for mixed images they are those of the larger
-        share. Computed in float32; without a gradient to the teacher; 0 where both agree.
+        share. Computed in float32; without a gradient to the teacher; 0 where both agree (but for
+        answers that are constant, where a method compares correlations).
         """
         ...
 

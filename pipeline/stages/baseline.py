@@ -21,10 +21,10 @@ class Baseline(Settings):
             return None
 
         def work(folder: Path) -> Checkpoint:
-            from pipeline import training
+            from pipeline import jobs, training
 
-            job = training.Job(role="baseline", **dict(student))
-            objective = training.imitating_labels(student.recipe)
+            job = jobs.Job(role="baseline", **dict(student))
+            objective = jobs.imitating_labels(student.recipe)
             return training.train(job, dataset, context, folder, objective)
 
         return context.trained(

@@ -98,7 +98,10 @@ class Data(Settings):
 
         Raises `DataError` for whatever is wrong with them, naming the files.
         """
-        source = sources.find(self.source, Where(self.folder, self.download))
+        # In turn: it may fetch the set, which one process must do.
+        source = context.team.in_turn(
+            lambda: sources.find(self.source, Where(self.folder, self.download))
+        )
         return context.store.get(
             Dataset,
             "data",

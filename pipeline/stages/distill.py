@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.batches import Batch
+    from pipeline.jobs import Objective
     from pipeline.losses import LossSettings
-    from pipeline.training import Objective
 
 
 class Distill(Settings):
@@ -80,9 +80,9 @@ class Distill(Settings):
         method = {"name": self.method, "settings": self.loss, "z": self.standardize_logits}
 
         def work(folder: Path) -> Checkpoint:
-            from pipeline import training
+            from pipeline import jobs, training
 
-            job = training.Job(role="student", **dict(student))
+            job = jobs.Job(role="student", **dict(student))
             objective = self._objective(context, student, teacher, dataset)
             return training.train(job, dataset, context, folder, objective, self.views)
 
@@ -99,10 +99,11 @@ class Distill(Settings):
     ) -> Objective:
         from pipeline import guidance
         from pipeline.devices import prepare
-        from pipeline.logits import cross_entropy, standardize
+        from pipeline.jobs import imitating_labels
+        from pipeline.logits import standardize
 
         recipe, settings = student.recipe, self.loss
-        distance = losses.load(self.method).distance
+        distance, hard = losses.load(self.method).distance, imitating_labels(recipe)
         if self.standardize_logits and len(dataset.labels) == 2:
             console.print(
                 "[yellow]distill.standardize_logits: the z-scores of two logits say only which is "
@@ -123,9 +124,6 @@ class Distill(Settings):
             loss = distance(given, wanted, batch.leading, settings)
             if not settings.hard_weight:
                 return loss
-            hard = cross_entropy(
-                logits, batch.labels, recipe.label_smoothing, batch.others, batch.share
-            )
-            return loss + settings.hard_weight * hard
+            return loss + settings.hard_weight * hard(batch, logits)
 
         return objective

@@ -15,7 +15,7 @@ from pipeline.settings import Pretrained, Recipe, Settings
 from pipeline.store import file_sha256
 
 if TYPE_CHECKING:
-    from pipeline.training import Job
+    from pipeline.jobs import Job
 
 
 class Teach(Settings):
@@ -56,9 +56,9 @@ class Teach(Settings):
             return self._given(context, dataset, self.checkpoint)
 
         def work(folder: Path) -> Checkpoint:
-            from pipeline import training
+            from pipeline import jobs, training
 
-            objective = training.imitating_labels(self.recipe)
+            objective = jobs.imitating_labels(self.recipe)
             return training.train(self._job(), dataset, context, folder, objective)
 
         return context.trained(
@@ -70,9 +70,9 @@ class Teach(Settings):
         )
 
     def _job(self) -> Job:
-        from pipeline import training
+        from pipeline import jobs
 
-        return training.Job(
+        return jobs.Job(
             role="teacher",
             arch=self.arch,
             width=self.width,
@@ -82,14 +82,14 @@ class Teach(Settings):
 
     def _given(self, context: Context, dataset: Dataset, path: Path) -> Checkpoint:
         def work(folder: Path) -> Checkpoint:
-            from pipeline import training
+            from pipeline import jobs
             from pipeline.checkpoints import fit_weights, read_weights, write_weights
 
             job = self._job()
             network = job.network(dataset)
             fit_weights(network, read_weights(path), path, self.arch)
             write_weights(network, folder / "weights.pt")
-            return training.describe(job, network, dataset, "trained elsewhere")
+            return jobs.describe(job, network, dataset, "trained elsewhere")
 
         settings = {"arch": self.arch, "width": self.width}
         facts = {"sha256": file_sha256(path)}
