@@ -106,12 +106,11 @@ def _ours(task: Task, dataset: Dataset) -> Timing:
         guide = _teacher(task, dataset, context)
         made = Distill(views=views).run(context, options.pupil, guide, dataset)
     answers = [Store.load(Answers, home) for home in (task.home / "answers").glob("*")]
-    on_cuda = made.device.startswith("cuda")
     return Timing(
         side="ours",
         kind=task.kind,
         images_per_second=tuple(epoch.images_per_second or 0.0 for epoch in made.history),
-        peak_bytes=made.history[-1].memory_bytes or 0 if on_cuda else peak_rss(),
+        peak_bytes=max(epoch.memory_bytes or 0 for epoch in made.history),
         epoch_peak_bytes=tuple(epoch.memory_bytes for epoch in made.history),
         view_seconds=tuple(each.seconds for each in answers if each is not None),
         precision=made.precision,
