@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import DivergedError, StoreError, TrainingError
+from pipeline.errors import DivergedError, StoreError
 from pipeline.progress import console
 from pipeline.records import SCHEMA, Result
-from pipeline.team import Team, is_lost, leave
+from pipeline.team import Team, leave, noticing_loss
 
 R = TypeVar("R", bound=Result)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -157,13 +157,8 @@ class Store:
             }
         )
         home = self.root / stage / key
-        try:
-            if self.team.tell(key) != key:
-                raise StoreError(
-                    f"{stage}: the process of rank {self.team.rank} works on something else than "
-                    "the leader",
-                    remedy="Give all machines of the job the same versions, files and devices.",
-                )
+        with noticing_loss(self.team, stage):
+            self._agree(stage, key)
             if self.team.leads:
                 with writing(self.root), self.alone(f"{stage}-{key}"):
                     found = self.load(kind, home)
@@ -172,16 +167,17 @@ class Store:
                     self.team.tell("done")
             else:
                 reused, record = self._follow(kind, home, work if together else None)
-        except RuntimeError as error:
-            if self.team.size > 1 and is_lost(error):
-                raise TrainingError(
-                    f"the connection to another process of this job was lost while working on "
-                    f"{stage}: it was killed, or it failed (see its own message)",
-                    remedy="Start the same job again: it goes on from the last saved state.",
-                ) from error
-            raise
         self.outcomes.append(Outcome(stage=stage, key=key, reused=reused))
         return record
+
+    def _agree(self, stage: str, key: str) -> None:
+        """Raise `StoreError` where this process would work on something else than the leader."""
+        if self.team.tell(key) != key:
+            raise StoreError(
+                f"{stage}: the process of rank {self.team.rank} works on something else than the "
+                "leader",
+                remedy="Give all machines of the job the same versions, files and devices.",
+            )
 
     def _follow(
         self, kind: type[R], home: Path, work: Callable[[Path], R] | None

@@ -7,12 +7,13 @@ while the others wait. A job of one process needs none of this and loads no torc
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.errors import CannotRunHereError
+from pipeline.errors import CannotRunHereError, TrainingError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,6 +138,21 @@ def leave() -> None:
 
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def noticing_loss(team: Team, what: str) -> Iterator[None]:
+    """Say of a broken connection that another process is gone: `TrainingError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if team.size == 1 or not is_lost(error):
+            raise
+        raise TrainingError(
+            f"the connection to another process of this job was lost while working on {what}: it "
+            "was killed, or it failed (see its own message)",
+            remedy="Start the same job again: it goes on from the last saved state.",
+        ) from error
 
 
 def is_lost(error: BaseException) -> bool:

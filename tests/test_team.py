@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+import models
 from pipeline.team import Team, is_lost, join
 from tests.pictures import make_set
 from tests.test_resume import command, finish, states, without_memory
@@ -108,19 +110,27 @@ def test_a_killed_process_ends_the_job_with_a_message_and_it_can_go_on(images, t
 
 @pytest.mark.slow
 def test_the_whole_command_runs_under_torchrun(images, tmp_path):
+    """Streamed images, and a pretrained teacher whose body is frozen at first, among them."""
+    start = models.build("resnet8_cifar", classes=5, channels=1, image_size=16)
+    torch.save(start.state_dict(), tmp_path / "start.pt")
     (tmp_path / "two.toml").write_text(
         f"""
         name = "two"
         device = "cpu"
         threads = 1
         data = {{ source = "folder", folder = {json.dumps(str(images))}, memory_limit_mb = 0 }}
-        teach = {{ arch = "resnet8_cifar", recipe = {{ epochs = 1, batch_size = 16 }} }}
-        export = {{ formats = ["onnx"] }}
-        measure = {{ profile = "smoke" }}
+        [teach]
+        arch = "resnet8_cifar"
+        pretrained = {{ weights = {json.dumps(str(tmp_path / "start.pt"))}, frozen_epochs = 1 }}
+        recipe = {{ epochs = 2, batch_size = 16 }}
         [student]
         arch = "mobilenet_v2"
         width = 0.25
         recipe = {{ epochs = 1, batch_size = 16 }}
+        [export]
+        formats = ["onnx"]
+        [measure]
+        profile = "smoke"
         """
     )
     words = ["-m", "pipeline", "run", str(tmp_path / "two.toml"), "--runs", str(tmp_path / "runs")]
