@@ -103,7 +103,8 @@ class Pretrained(Settings):
     """A file (.pt, .pth, .safetensors) of the same architecture trained on any classes, or "hub":
     the weights that torchvision or timm publish for it."""
     frozen_epochs: int = Field(default=0, ge=0)
-    """Epochs at the beginning in which only the new last layer learns."""
+    """Epochs at the beginning in which only the new last layer learns; with as many as the recipe
+    has it is the only one that ever does."""
     body_rate: float = Field(default=1.0, gt=0, le=1)
     """Learning rate of everything but the last layer, as a share of the recipe's."""
 

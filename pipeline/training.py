@@ -104,6 +104,7 @@ class _Trainer:
         )
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self.dtype == torch.float16)
         images = open_split(dataset, "train")
+        _check_padding(job, images.size)
         self._batches = Batches(
             images,
             _batch_size(job, len(images), self._team.size),
@@ -281,6 +282,15 @@ def synchronised(network: nn.Module) -> nn.Module:
 
         return convert_sync_batchnorm(network)
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
+def _check_padding(job: Job, image_size: int) -> None:
+    if job.recipe.augment.crop_padding >= image_size:
+        raise ConfigError(
+            f"{job.table}.recipe.augment.crop_padding: {job.recipe.augment.crop_padding} pixels of "
+            f"padding can push images of {image_size} px out of sight",
+            remedy="An eighth of the image size is usual.",
+        )
 
 
 def _batch_size(job: Job, images: int, processes: int) -> int:

@@ -5,6 +5,7 @@ Terminal, HTML and Markdown all take them from here, so that nobody reads two ve
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.stats import Interval, paired_difference, unpaired_interval
@@ -271,6 +272,15 @@ def _listed(claims: Sequence[tuple[str, str]]) -> str:
         for before, (verb, claim) in zip(verbs, claims, strict=False)
     ]
     return " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
+
+
+def effort(row: ModelRow) -> str:
+    """How quickly a network was trained, and with how much memory; "" where that is not known."""
+    speeds = [epoch.images_per_second for epoch in row.history if epoch.images_per_second]
+    peaks = [epoch.memory_bytes for epoch in row.history if epoch.memory_bytes]
+    if not speeds or not peaks:
+        return ""
+    return f"{number(median(speeds))} images/s, at most {number(max(peaks) / 1e6)} MB"
 
 
 def warnings(report: Report) -> list[str]:

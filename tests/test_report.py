@@ -160,7 +160,9 @@ def test_both_pages_show_loss_and_validation_of_the_training(page, report):
     assert re.findall(r"<td>(.*?)</td>", second) == ["75.00", "0.500"] * 3
     network = r"mobilenet\_v2, 2.24 M parameters, 6.50 M MACs"
     line = f"| teacher | {network} | 3 | 1.00 | 0.333 | 50.00 | 83.33 |"
-    assert line in pages.to_markdown(report).splitlines()
+    effort = "2,500 images/s, at most 810 MB"
+    assert f"{line} {effort} |" in pages.to_markdown(report).splitlines()
+    assert f"Teacher: {effort}; " in " ".join(page.split())
 
 
 def test_every_row_is_in_the_table_and_skipped_ones_say_why(page, report):

@@ -11,9 +11,9 @@ import torch
 
 import models
 from models.classifier import Classifier
-from pipeline import devices, evaluation, losses, training
+from pipeline import devices, evaluation, jobs, losses, training
 from pipeline.context import Context
-from pipeline.errors import CannotRunHereError, ConfigError, TrainingError
+from pipeline.errors import CannotRunHereError, ConfigError, DataError, TrainingError
 from pipeline.images import open_split
 from pipeline.metrics import Logs
 from pipeline.records import InputSpec
@@ -120,6 +120,24 @@ def test_every_method_trains_a_student_with_two_classes_too(method, views, tmp_p
     found = distill.run(context, student, teacher, dataset)
     assert found.history[-1].loss < found.history[0].loss
     assert len(list((context.store.root / "answers").glob("*"))) == views
+
+
+def test_padding_as_large_as_the_image_is_refused(folder, context):
+    with pytest.raises(ConfigError, match=r"student.recipe.augment.crop_padding: 16 pixels"):
+        Baseline().run(context, short(augment=Augment(crop_padding=16)), data(folder, context))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    def size(batch, images, processes):
+        job = jobs.Job(role="teacher", arch="x", recipe=Recipe(batch_size=batch))
+        return training._batch_size(job, images, processes)
+
+    assert (size(16, 100, 1), size(16, 100, 4), size(16, 9, 1), size(16, 9, 4)) == (16, 16, 9, 8)
+    for batch in (15, 4):
+        with pytest.raises(ConfigError, match=rf"teach.recipe.batch_size: {batch} images"):
+            size(batch, 100, 4)
+    with pytest.raises(DataError, match="fewer than two for each process"):
+        size(16, 7, 4)
 
 
 def test_a_method_for_mixed_images_asks_for_them(context):

@@ -33,7 +33,7 @@ ROLE_SYMBOL = {"teacher": "diamond-open", "baseline": "square-open", "student": 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "star", "triangle-down", "cross")
 GLYPHS = dict(zip((*SYMBOLS, *ROLE_SYMBOL.values()), "●■▲◆★▼✚◇□○", strict=True))
 """Plotly's symbols as text, for a legend that wraps on a phone."""
-NUMBERS = ("number", "percent", "interval", "megabytes", "points", "network")
+NUMBERS = ("number", "percent", "interval", "megabytes", "points", "network", "effort")
 """What templates may say of numbers, from `verdict`."""
 LONG = 20
 """Rows of a table shown at once; the others are folded away."""
