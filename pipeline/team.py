@@ -130,6 +130,7 @@ def join(environment: Mapping[str, str] = os.environ) -> Team:
 
 def leave() -> None:
     """Close the connections."""
+    import gc
     import sys
 
     # Where torch was never loaded there is nothing to close.
@@ -137,7 +138,11 @@ def leave() -> None:
         import torch.distributed as dist
 
         if dist.is_available() and dist.is_initialized():
+            # A wrapped network that still waits in a cycle to be freed holds on to the connections,
+            # and at the interpreter's end their threads abort the process (torch 2.14, gloo).
+            gc.collect()
             dist.destroy_process_group()
+            gc.collect()
 
 
 @contextmanager
