@@ -181,7 +181,8 @@ def run(options: Options) -> Found:
                     more = {"home": root / f"{side}-{kind}-{repeat}", "weights": weights}
                     done = _time(task, side=side, kind=kind, workers=workers, **more)
                     weights = weights or done.weights
-                    timings.append(done)
+                    # The file is gone when this ends, and its place is nobody's business.
+                    timings.append(done.model_copy(update={"weights": None}))
     return Found(options=options, setup=setup, workers=workers, trial=trial, timings=tuple(timings))
 
 
@@ -191,7 +192,7 @@ def _choose_workers(task: Task, setup: Setup) -> tuple[int, dict[int, float]]:
     if options.workers >= 0:
         return options.workers, {}
     most = min(16, cores())
-    tried = (max(1, most // 2), most) if options.on_cuda else (0, setup.threads)
+    tried = (max(1, most // 2), most) if options.on_cuda else (0, 1, setup.threads)
     limit = min(setup.images, TRIAL_STEPS * options.batch * (10 if options.on_cuda else 1))
     trial = {}
     for workers in dict.fromkeys(tried):
