@@ -17,10 +17,10 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from pipeline.__main__ import EXIT_BAD_INPUT, EXIT_INTERRUPTED, tell
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.machine import cpu_name, cuda_devices, cuda_name, versions
 from pipeline.progress import console, make_console
@@ -28,8 +28,6 @@ from pipeline.settings import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("benchmarks/results")
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 class _Commands(TyperGroup):
@@ -208,12 +206,7 @@ def main() -> None:
     try:
         app(prog_name="python -m benchmarks")
     except (PipelineError, OSError) as error:
-        told = error if isinstance(error, PipelineError) else PipelineError(str(error))
-        console.print(
-            f"[bold red]Error:[/] {escape(told.message)}", highlight=False, soft_wrap=True
-        )
-        if told.remedy:
-            console.print(escape(told.remedy), highlight=False, soft_wrap=True)
+        tell(error if isinstance(error, PipelineError) else PipelineError(str(error)))
         raise SystemExit(EXIT_BAD_INPUT) from None
 
 

@@ -162,7 +162,7 @@ def explained(error: Exception) -> PipelineError | None:
     return None
 
 
-def _tell(error: PipelineError) -> None:
+def tell(error: PipelineError) -> None:
     """Print `error`, in a process that was silenced too."""
     out = make_console(stderr=True)
     out.print(f"[bold red]Error:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
@@ -181,7 +181,7 @@ def main() -> None:
             raise
         if _state["debug"]:
             traceback.print_exc()
-        _tell(told)
+        tell(told)
         raise SystemExit(EXIT_BAD_INPUT) from None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.machine import cpu_has_bfloat16, cuda_devices, versions
 from pipeline.metrics import Logs
 from pipeline.pretrained import facts
-from pipeline.records import Checkpoint, Result, Role
+from pipeline.records import Checkpoint, Result
 from pipeline.settings import Device, Pretrained
 from pipeline.store import Store
 from pipeline.team import Team
@@ -38,10 +38,6 @@ class Context:
     def team(self) -> Team:
         """The processes that train together."""
         return self.store.team
-
-    def title(self, role: Role) -> str:
-        """Names the training of `role`, among those of a run."""
-        return f"{role}-seed{self.seed}"
 
     def trained(
         self,

@@ -19,7 +19,7 @@ from pipeline.context import Context
 from pipeline.errors import CannotRunHereError, StoreError, require
 from pipeline.images import open_split
 from pipeline.machine import cuda_devices, environment, package_version
-from pipeline.metrics import Logs
+from pipeline.metrics import Logs, title
 from pipeline.progress import console
 from pipeline.records import Artifact, Dataset, Quantized
 from pipeline.stages import report
@@ -226,7 +226,7 @@ def _show_curves(measured: Measured, config: Config, logs: Logs) -> None:
     for seed, models in {first: measured.models, **measured.others}.items():
         for checkpoint, _ in models:
             of = config.seed if checkpoint.role == "teacher" else seed
-            logs.show(f"{checkpoint.role}-seed{of}", checkpoint.history)
+            logs.show(title(checkpoint.role, of), checkpoint.history)
 
 
 def _gain(measured: Measured, labels: NDArray[np.int64]) -> PairedDifference | None:

@@ -17,6 +17,11 @@ FILE = "metrics.jsonl"
 """One JSON object an epoch, with the fields of `records.Epoch`; beside the weights in the store."""
 
 
+def title(role: str, seed: int) -> str:
+    """Names the training of `role` with that seed, among those of a run."""
+    return f"{role}-seed{seed}"
+
+
 @dataclass(frozen=True)
 class Logs:
     """The folders of a run where its curves lie, one file or folder a training, by its title."""

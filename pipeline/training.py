@@ -38,7 +38,7 @@ from pipeline.devices import (
 from pipeline.errors import ConfigError, DataError, DivergedError, TrainingError
 from pipeline.images import open_split
 from pipeline.jobs import Job, Objective, describe
-from pipeline.metrics import Metrics
+from pipeline.metrics import Metrics, title
 from pipeline.optimizing import Average, make_optimizer, rate_at, set_rate
 from pipeline.pretrained import start_from
 from pipeline.progress import Bar, bar, console
@@ -66,11 +66,14 @@ def train(
     of this job, it goes on from there.
 
     Raises `DataError` where there are fewer than two images, `ConfigError` where the batch cannot
-    be shared evenly, `TrainingError` where the loss is no number any more.
+    be shared evenly or padding can hide an image, `TrainingError` where the loss is no number any
+    more.
     """
     trainer = _Trainer(job, dataset, context, objective, views)
     resume = Resume(resume_folder(folder), context.checkpoint_seconds, writes=context.team.leads)
-    metrics = Metrics(folder, context.logs, context.title(job.role)) if context.team.leads else None
+    metrics = (
+        Metrics(folder, context.logs, title(job.role, context.seed)) if context.team.leads else None
+    )
     history = trainer.run(resume, metrics)
     if context.team.leads:
         write_weights(trainer.result, folder / "weights.pt")
@@ -207,7 +210,7 @@ class _Trainer:
         self._seconds = before + time.perf_counter() - since
 
     def _update(self, batch: Batch) -> Tensor:
-        """One update of the weights; nothing in it waits for the GPU."""
+        """One update of the weights; nothing in it waits for the GPU but the scaler of fp16."""
         done, steps = self._done, len(self._batches) * self._recipe.epochs
         # For dropout: a function of the step, so that there is no generator's state to save.
         torch.manual_seed(seed_of(self._context.seed, done, self._team.rank, DROPOUT))

@@ -102,7 +102,10 @@ def test_streamed_images_train_to_the_same_weights(folder, tmp_path, augment):
 def test_streamed_images_are_cropped_as_they_are_decoded(folder, context):
     dataset = data(folder, context, memory_limit_mb=0)
     checkpoint = Baseline().run(context, short(augment=Augment(resized_crop=0.3)), dataset)
-    assert checkpoint is not None and np.isfinite(checkpoint.history[-1].loss)
+    whole = Baseline().run(context, short(), dataset)
+    assert checkpoint is not None and whole is not None
+    assert np.isfinite(checkpoint.history[-1].loss)
+    assert checkpoint.history[-1].loss != whole.history[-1].loss
 
 
 @pytest.mark.parametrize("method", losses.names())
