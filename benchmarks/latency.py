@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,21 +45,34 @@ def measure(runtime_name: str, path: Path, images: NDArray[np.uint8], profile: P
 
     Raises `PipelineError` with the child's last words where it fails.
     """
-    command = [sys.executable, "-m", "benchmarks.latency", runtime_name, str(path)]
-    for name, value in profile.model_dump().items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    shape = ",".join(str(length) for length in images.shape)
-    done = subprocess.run(
-        [*command, "--shape", shape], input=images.tobytes(), capture_output=True, cwd=ROOT
+    options = profile.model_dump().items()
+    words = [str(x) for name, value in options for x in (f"--{name.replace('_', '-')}", value)]
+    told = in_fresh_process(
+        "benchmarks.latency",
+        [runtime_name, str(path), *words],
+        images,
+        f"timing {path} with {runtime_name}",
     )
+    return Timing.model_validate_json(told)
+
+
+def in_fresh_process(
+    module: str, words: Sequence[str], images: NDArray[np.uint8], doing: str
+) -> bytes:
+    """The last line that `module` prints when run with these `words`, --shape and the pixels.
+
+    Raises `PipelineError` with its last words where `doing` that fails.
+    """
+    shape = ",".join(str(length) for length in images.shape)
+    command = [sys.executable, "-m", module, *words, "--shape", shape]
+    done = subprocess.run(command, input=images.tobytes(), capture_output=True, cwd=ROOT)
     if done.returncode != 0:
-        words = done.stderr.decode(errors="replace").strip().splitlines()
+        said = done.stderr.decode(errors="replace").strip().splitlines()
         raise PipelineError(
-            f"timing {path} with {runtime_name} failed (exit code {done.returncode}): "
-            f"{words[-1] if words else 'no message'}",
-            remedy=f"Run it by hand to see all of it: {' '.join(command)} --shape {shape} < images",
+            f"{doing} failed (exit code {done.returncode}): {said[-1] if said else 'no message'}",
+            remedy=f"Run it by hand to see all of it: {' '.join(command)} < images",
         )
-    return Timing.model_validate_json(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 An engine fits one TensorRT version and one kind of GPU, so it is built on the machine that has
 them. Elsewhere the shipped file is ``model.onnx``, ready for TensorRT's parser, and
-``build_engine.sh`` calls trtexec on it. Networks are strongly typed: int8 is the graph's explicit
-Q/DQ, the only kind TensorRT 11 knows. `prepare` and `build_engine` serve TensorRT for RTX too,
-whose Python API is the same under another name.
+``build_engine.sh`` calls trtexec on it. Networks are strongly typed, the only kind TensorRT 11
+knows: fp16 is a graph in float16, int8 one with explicit Q/DQ. `prepare` and `build_engine` serve
+TensorRT for RTX too, whose Python API is the same under another name.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class EngineSettings(settings.Settings):
     """The number the engine is made fastest for."""
     max_batch: int = Field(default=1, ge=1)
     """Most images at once."""
-    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32", "fp16", "int8")
     """Which files to write, each from the ONNX file of that precision."""
 
     @model_validator(mode="after")
@@ -91,9 +91,10 @@ def availability() -> Availability:
 
 
 def variants(settings: EngineSettings) -> Sequence[Variant]:
-    """fp32 and int8, each from the ONNX file of that precision."""
+    """fp32, fp16 and int8, each from the ONNX file of that precision."""
     offered = (
         Variant("fp32", source="onnx fp32"),
+        Variant("fp16", source="onnx fp16"),
         Variant("int8", source="onnx int8 (symmetric)"),
     )
     return [variant for variant in offered if variant.precision in settings.precisions]
@@ -173,7 +174,9 @@ def prepare(source: Result) -> onnx.ModelProto:
         renamed = [cast if name == INPUT else name for name in node.input]
         node.ClearField("input")
         node.input.extend(renamed)
-    head = onnx.helper.make_node("Cast", [INPUT], [cast], name=cast, to=onnx.TensorProto.FLOAT)
+    own = next(node for node in graph.node if node.op_type == "Cast")
+    kind = onnx.helper.get_node_attr_value(own, "to")
+    head = onnx.helper.make_node("Cast", [INPUT], [cast], name=cast, to=kind)
     graph.node.insert(0, head)
     graph.ClearField("value_info")  # it still says uint8 of what follows
     return model

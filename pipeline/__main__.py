@@ -1,4 +1,4 @@
-"""The command line: run, show, report, compare, doctor."""
+"""The command line: run, show, report, compare, doctor, fetch."""
 
 import shlex
 import signal
@@ -38,6 +38,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+fetching = typer.Typer(help="Fetch what is only fetched when asked for.", no_args_is_help=True)
+app.add_typer(fetching, name="fetch")
 Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -127,6 +129,14 @@ def doctor() -> None:
     from pipeline.doctor import examine
 
     _print(examine())
+
+
+@fetching.command("emulators")
+def fetch_emulators() -> None:
+    """Fetch the emulated CPUs on which files are tried, out of Debian's packages (140 MB)."""
+    from pipeline.fetching import fetch
+
+    typer.echo(f"Emulators: {fetch()}")
 
 
 def _folder(run: str, runs: Path) -> Path:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from benchmarks.stats import PairedDifference, paired_difference
 from pipeline.errors import StoreError
-from pipeline.records import Artifact, Checkpoint, Dataset, Measurement, Quantized
+from pipeline.quantized import Quantized
+from pipeline.records import Artifact, Checkpoint, Dataset, Measurement
 from pipeline.store import file_sha256
 from pipeline.summary import (
     BUNDLE,
@@ -70,12 +71,7 @@ def build(
         artifacts=tuple(_artifact_row(*artifact, test) for artifact in artifacts),
         gain=gain,
         seeds=tuple(_seed_row(seed, trained, test) for seed, trained in (seeds or {}).items()),
-        quantization=quantized
-        and QuantizationRow(
-            method=quantized.calibration.method,
-            images=quantized.calibration.images,
-            operators=quantized.operators,
-        ),
+        quantization=quantized and _quantization_row(quantized),
     )
 
 
@@ -176,8 +172,21 @@ def _artifact_row(
         **artifact.model_dump(exclude={"file", "extras", "skipped"}),
         path=f"{BUNDLE}/{place}" if place else None,
         skipped="; ".join(reasons) or None,
+        operators_ms=found.operators_ms,
+        cpus=found.cpus,
         parity=found.parity and ParityRow(**found.parity.model_dump()),
         **_outcome(artifact.title, found, test),
+    )
+
+
+def _quantization_row(quantized: Quantized) -> QuantizationRow:
+    same = ("scheme", "float_val_top1", "trials", "fused", "sensitivity", "rescue", "checks")
+    return QuantizationRow(
+        method=quantized.calibration.method,
+        images=quantized.calibration.images,
+        operators=quantized.fused.operators,
+        notes=quantized.notes,
+        **{name: getattr(quantized, name) for name in same},
     )
 
 

@@ -21,7 +21,8 @@ from pipeline.images import open_split
 from pipeline.machine import cuda_devices, environment, package_version
 from pipeline.metrics import Logs, title
 from pipeline.progress import console
-from pipeline.records import Artifact, Dataset, Quantized
+from pipeline.quantized import Quantized
+from pipeline.records import Artifact, Dataset
 from pipeline.stages import report
 from pipeline.stages.measure import Measured, answers
 from pipeline.store import Store, digest, file_sha256, writing
@@ -65,11 +66,14 @@ def run(config: Config, store: Store, runs: Path, command: str) -> Path | None:
 
     # What follows is done once, with the student of the first seed.
     shipped = trained.pop(config.student_seeds[0])
-    quantized = config.quantize.run(context, shipped[-1], dataset)
+    augment = config.student.recipe.augment
+    quantized = config.quantize.run(context, shipped[-1], teacher, dataset, augment)
     say("quantize", quantized.line if quantized else OFF)
     artifacts = config.export.run(context, shipped[-1], quantized)
     say("export", *(artifact.line for artifact in artifacts))
-    measured = config.measure.run(context, [teacher, *shipped], artifacts, dataset, trained)
+    measured = config.measure.run(
+        context, [teacher, *shipped], artifacts, dataset, trained, config.quantize.cpu_images
+    )
     say("measure", *measured.lines)
     return _publish(config, dataset, quantized, measured, runs, command, say.worked)
 

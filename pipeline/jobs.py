@@ -10,7 +10,7 @@ import models
 from pipeline import evaluation
 from pipeline.batches import Batch
 from pipeline.logits import cross_entropy
-from pipeline.records import Checkpoint, Dataset, Epoch, Role
+from pipeline.records import Checkpoint, Dataset, Epoch, InputSpec, Role
 from pipeline.settings import Pretrained, Recipe
 
 Objective = Callable[[Batch, Tensor], Tensor]
@@ -50,6 +50,10 @@ class Job:
             stem_stride=self.stem_stride,
             dropout=self.dropout,
         )
+
+    def input(self, dataset: Dataset) -> InputSpec:
+        """How the network wants its images normalised."""
+        return dataset.input
 
     @property
     def table(self) -> str:

@@ -14,7 +14,9 @@ SCHEMA = 1
 """Version of record.json and report.json. Raised when a field changes its meaning."""
 
 Precision = Literal["fp32", "fp16", "int8"]
-Role = Literal["teacher", "baseline", "student"]
+Scheme = Literal["u8s8", "u8s8-reduced", "s8s8", "u8u8"]
+"""Types of activations and weights of an int8 graph for CPUs; "reduced" weights have 7 bits."""
+Role = Literal["teacher", "baseline", "student", "quantized"]
 
 
 class Record(BaseModel):
@@ -181,41 +183,6 @@ class Answers(Result):
         return self.folder / self.logits
 
 
-class Calibration(Record):
-    """How the ranges of the activations were found."""
-
-    method: str
-    images: int
-    """Number of training images seen."""
-
-
-def integer_share(operators: dict[str, int]) -> str:
-    """How many of `operators` (counts by type) compute in integers, in words."""
-    integers = ("QLinear", "QGemm")
-    whole = sum(n for name, n in operators.items() if name.startswith(integers))
-    return f"{whole} of {sum(operators.values())} operators run in integers"
-
-
-class Quantized(Result):
-    """The student's ONNX graphs with explicit Q/DQ, before they are dressed for shipping."""
-
-    int8: str = "int8.onnx"
-    """uint8 activations with zero points and per-channel int8 weights: for CPU runtimes."""
-    int8_symmetric: str = "int8-symmetric.onnx"
-    """int8 activations and weights with zero point 0: for TensorRT."""
-    calibration: Calibration
-    operators: dict[str, int]
-    """How often each operator type stands in the graph that ONNX Runtime really runs for `int8`,
-    after its fusions. QLinear* and QGemm compute in integers."""
-
-    @property
-    def line(self) -> str:
-        """In one line."""
-        return (
-            f"int8, ranges from {self.calibration.images} images; {integer_share(self.operators)}"
-        )
-
-
 def artifact_title(artifact_format: str, precision: str, variant: str | None) -> str:
     """For people: "onnx int8 (symmetric)"."""
     return f"{artifact_format} {precision}" + (f" ({variant})" if variant else "")
@@ -299,6 +266,31 @@ class Latency(Record):
     """.npy file of int64 nanoseconds [n]."""
 
 
+class CpuCheck(Record):
+    """The same int8 file on another CPU, over the same images."""
+
+    cpu: str
+    """Such as "arm64 (qemu-aarch64)"."""
+    scheme: Scheme | None = None
+    """What was tried; None of a shipped file."""
+    n: int = 0
+    """Images; 0 where it could not be run."""
+    top1: float | None = None
+    host_top1: float | None = None
+    """On this host, over the same images."""
+    differs: float | None = None
+    """Share of the images that get another class than on this host."""
+    skipped: str | None = None
+    """Why it could not be run."""
+
+    @property
+    def apart(self) -> float | None:
+        """Points of top-1 between that CPU and this host."""
+        if self.top1 is None or self.host_top1 is None:
+            return None
+        return 100 * abs(self.top1 - self.host_top1)
+
+
 class Measurement(Result):
     """What was measured of one model or artifact, or why it was not."""
 
@@ -309,6 +301,10 @@ class Measurement(Result):
     """From the file to a session that is ready, in a fresh process."""
     peak_rss_bytes: int | None = None
     """Largest resident memory of that process, runtime included."""
+    operators_ms: dict[str, float] | None = None
+    """Milliseconds an inference spends in each operator type, by ONNX Runtime's profiler."""
+    cpus: tuple[CpuCheck, ...] = ()
+    """The same file on other CPUs, over test images."""
     skipped: str | None = None
     """Why it was not executed here."""
 

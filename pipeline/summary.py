@@ -25,7 +25,8 @@ from pydantic import (
 
 from benchmarks.stats import PairedDifference, mean_interval
 from pipeline.errors import StoreError
-from pipeline.records import SCHEMA, InputSpec, Precision, Role, artifact_title
+from pipeline.quantized import Fused, Rescue, Sensitivity, Trial
+from pipeline.records import SCHEMA, CpuCheck, InputSpec, Precision, Role, Scheme, artifact_title
 
 FILE = "report.json"
 BUNDLE = "bundle"
@@ -150,6 +151,10 @@ class ArtifactRow(Row):
     path: str | None = None
     """Relative to the folder of report.json; None where there is no file."""
     sha256: str | None = None
+    operators_ms: dict[str, float] | None = None
+    """Milliseconds an inference spends in each operator type, as in `records.Measurement`."""
+    cpus: tuple[CpuCheck, ...] = ()
+    """The same file on other CPUs, over test images."""
     parity: ParityRow | None = None
 
     @property
@@ -188,7 +193,18 @@ class QuantizationRow(Part):
     images: int
     """Calibration images."""
     operators: dict[str, int]
-    """As in `records.Quantized`."""
+    """How often each type stands in the graph that ONNX Runtime really runs."""
+    scheme: Scheme = "u8s8"
+    float_val_top1: float | None = None
+    """Of the float student on the validation split."""
+    trials: tuple[Trial, ...] = ()
+    fused: Fused | None = None
+    sensitivity: Sensitivity | None = None
+    rescue: Rescue | None = None
+    checks: tuple[CpuCheck, ...] = ()
+    """On validation images; they chose the scheme."""
+    notes: tuple[str, ...] = ()
+    """All of these as in `quantized.Quantized`."""
 
 
 class SeedRow(Part):

@@ -94,7 +94,7 @@ class _Trainer:
         if job.pretrained is not None:
             self._head = start_from(network, job.arch, job.pretrained, f"{job.table}.pretrained")
         self.dtype = pick_precision(job.recipe, network, self._device)
-        self._model = self._placed(Classifier(network, dataset.input))
+        self._model = self._placed(Classifier(network, job.input(dataset)))
         self._forward: Callable[[Tensor], Tensor] = self._model
         self._frozen: bool | None = None
         self._average = Average(self._model, self._recipe.ema) if self._recipe.ema else None

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
+from benchmarks.operators import CONVERSIONS, families
 from benchmarks.stats import Interval, paired_difference, unpaired_interval
 from pipeline.summary import ArtifactRow, LatencyRow, ModelRow, OverSeeds, Report
 
 FEW_IMAGES = 1000
 AGREEMENT = 0.99
+OVERHEAD = 2
+"""A profile that sums up to more than so many latencies shows mostly what profiling costs each
+operator (some 3 µs): they are that quick, and it cannot tell which is to blame."""
 NONE = "–"
 """Shown where there is no number."""
 AnyRow = ModelRow | ArtifactRow
@@ -332,12 +336,48 @@ def _slow(report: Report) -> Iterator[str]:
         if int8.variant == "symmetric":  # made for TensorRT: CPU kernels want zero points
             continue
         if a and b and not incomparable(a, b) and b.p50_ms >= a.p50_ms:
+            counts = report.quantization.operators if report.quantization else {}
+            told = f"{number(b.p50_ms)} against {number(a.p50_ms)} ms"
             yield (
-                f"{int8.title} is slower than {plain.precision} on this host (p50 "
-                f"{number(b.p50_ms)} against {number(a.p50_ms)} ms): operators that stay float are "
-                "surrounded by conversions, this processor lacks int8 instructions, or the network "
-                "is so small that fixed costs outweigh its arithmetic."
+                f"{int8.title} is slower than {plain.precision} on this host (p50 {told})"
+                f"{_blame(plain, int8, b.p50_ms - a.p50_ms, counts)}."
             )
+
+
+def _blame(plain: ArtifactRow, int8: ArtifactRow, gap: float, counts: Mapping[str, int]) -> str:
+    """What makes int8 slower by `gap` ms: some of its operators, or their number (`counts`)."""
+    if plain.precision != "fp32" or not (plain.operators_ms and int8.operators_ms and int8.latency):
+        return (
+            ": operators that stay float are surrounded by conversions, this processor lacks int8 "
+            "instructions, or the network is so small that fixed costs outweigh its arithmetic"
+        )
+    before, after = families(plain.operators_ms), families(int8.operators_ms)
+    lost = {name: after.get(name, 0) - before.get(name, 0) for name in {**before, **after}}
+    least = max(0.0005, sum(loss for loss in lost.values() if loss > 0) / 20)
+
+    def listed(sign: int) -> str:
+        largest = sorted(lost, key=lambda name: -sign * lost[name])[:3]
+        return ", ".join(
+            f"{name} ({_time(after.get(name, 0))} against {_time(before.get(name, 0))} ms)"
+            for name in largest
+            if sign * lost[name] > least
+        )
+
+    more, less, in_all = listed(1), listed(-1), sum(lost.values())
+    many = f"{sum(counts.values())} operators" if counts else "operators"
+    if converting := families(counts).get(CONVERSIONS):
+        many += f" ({converting:.0f} of them {CONVERSIONS})"
+    if sum(after.values()) > OVERHEAD * int8.latency.p50_ms:
+        return f": in so small a network the fixed costs of its {many} outweigh their arithmetic"
+    other = "other work on this machine"
+    if not more or in_all <= 0:
+        return f". Profiled, its {many} take no longer in all: fixed costs between them, or {other}"
+    rest = f"; fixed costs of its {many}, or {other}, make up the rest" if in_all < gap / 2 else ""
+    return f". Profiled, it spends more on {more}" + (f"; less on {less}" if less else "") + rest
+
+
+def _time(ms: float) -> str:
+    return number(ms) if ms else "0"
 
 
 def _unseen(report: Report) -> Iterator[str]:

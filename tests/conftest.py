@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from exporters import Variant
-from pipeline.records import Artifact, Calibration, Checkpoint, InputSpec, Quantized
+from pipeline.quantized import Calibration, Fused, Quantized
+from pipeline.records import Artifact, Checkpoint, InputSpec
 
 SIZE = 32
 LABELS = ("ant", "bee", "cicada", "dragonfly", "earwig")
@@ -77,28 +78,54 @@ def export_onnx(source, variant, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def quantized(float_onnx, tmp_path_factory):
-    """The Q/DQ graphs of `checkpoint`, with ranges from noise."""
-    from pipeline.stages.quantize import place
+def ready(checkpoint, tmp_path_factory):
+    """The float graph of `checkpoint`, its front, and ranges from noise."""
+    return make_ready(checkpoint, tmp_path_factory.mktemp("ready"))
 
-    folder = tmp_path_factory.mktemp("quantized")
-    images = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), dtype=np.uint8)
-    record = Quantized(
-        folder=folder,
-        calibration=Calibration(method="minmax", images=len(images)),
-        operators={},
+
+def make_ready(checkpoint, folder):
+    import onnx
+
+    from pipeline.quantization import calibration, graph
+
+    spec = checkpoint.input
+    images = np.random.default_rng(0).integers(
+        0, 256, (8, spec.size, spec.size, spec.channels), dtype=np.uint8
     )
-    place(float_onnx.path, folder / record.int8, images, symmetric=False)
-    place(float_onnx.path, folder / record.int8_symmetric, images, symmetric=True)
+    front = graph.prepare(checkpoint, folder / "ready.onnx")
+    model = onnx.load(folder / "ready.onnx")
+    found = calibration.observe(model, [images], graph.activations(model), threads=1)
+    return model, front, {name: calibration.ranges(each, "minmax") for name, each in found.items()}
+
+
+@pytest.fixture(scope="session")
+def quantized(ready, tmp_path_factory):
+    """The Q/DQ graphs of `checkpoint`, with ranges from noise."""
+    import onnx
+
+    from pipeline.quantization.place import place
+
+    record = Quantized(
+        folder=tmp_path_factory.mktemp("quantized"),
+        calibration=Calibration(method="minmax", images=8),
+        fused=Fused(operators={}, integer_macs=0, float_macs=0),
+    )
+    model, front, ranges = ready
+    onnx.save(place(model, front, ranges).model, record.folder / record.int8)
+    symmetric = place(model, front, ranges, "symmetric").model
+    onnx.save(symmetric, record.folder / record.int8_symmetric)
     return record
 
 
 @pytest.fixture(scope="session")
 def sources(checkpoint, float_onnx, quantized, tmp_path_factory):
     """Everything that a `Variant.source` can name."""
-    int8 = [
-        export_onnx(quantized, Variant("int8", kind), tmp_path_factory)
-        for kind in (None, "symmetric")
+    made = [
+        export_onnx(float_onnx, Variant("fp16"), tmp_path_factory),
+        *(
+            export_onnx(quantized, Variant("int8", kind), tmp_path_factory)
+            for kind in (None, "symmetric")
+        ),
     ]
-    artifacts = {artifact.title: artifact for artifact in (float_onnx, *int8)}
+    artifacts = {artifact.title: artifact for artifact in (float_onnx, *made)}
     return {"checkpoint": checkpoint, "quantized": quantized, **artifacts}

@@ -6,10 +6,10 @@ import numpy as np
 
 from benchmarks.stats import paired_difference, wilson
 from pipeline import assemble, summary
+from pipeline.quantized import Calibration, Fused, Quantized
 from pipeline.records import (
     Accuracy,
     Artifact,
-    Calibration,
     Checkpoint,
     Dataset,
     Epoch,
@@ -17,7 +17,6 @@ from pipeline.records import (
     Latency,
     Measurement,
     Parity,
-    Quantized,
     Split,
 )
 
@@ -168,7 +167,11 @@ class SmallRun:
             "date": "2026-01-02T03:04:05+00:00",
             "quantized": Quantized(
                 calibration=Calibration(method="minmax", images=512),
-                operators={"QLinearConv": 52, "QLinearAdd": 10, "ReduceMean": 1},
+                fused=Fused(
+                    operators={"QLinearConv": 52, "QLinearAdd": 10, "QGemm": 1},
+                    integer_macs=6_500_000,
+                    float_macs=0,
+                ),
             ),
             "test_labels": self.truth,
             "seeds": self.others and {0: self.models, **self.others},

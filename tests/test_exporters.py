@@ -1,19 +1,25 @@
-"""What every format must keep to; a new file in exporters/ is covered without an edit here."""
+"""What every format must keep to; a new file in exporters/ is covered without an edit here.
+
+At the end, what ONNX in float16 keeps to besides.
+"""
 
 import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 import exporters
-from exporters import Exporter
+from exporters import Exporter, Variant
+from pipeline.errors import ExportError
 from pipeline.records import Artifact, Precision
 from pipeline.settings import Settings
 from pipeline.store import file_sha256
-from runtime import Availability
+from runtime import Availability, onnx_runtime
+from tests.pictures import CLASSES, picture
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {
@@ -136,3 +142,96 @@ def test_a_wrong_source_is_a_programming_error(name, variant, sources, tmp_path)
     other = sources["onnx fp32" if variant.source in ("checkpoint", "quantized") else "checkpoint"]
     with pytest.raises(TypeError):
         exporter.export(other, variant, exporter.Settings(), tmp_path)
+
+
+# ONNX in float16
+
+
+def test_half_comes_after_the_file_it_is_made_of():
+    exporter = exporters.load("onnx")
+    offered = exporter.variants(exporter.Settings())
+    assert [v.precision for v in offered] == ["fp32", "fp16", "int8", "int8"]
+    without = exporter.variants(exporter.Settings.model_validate({"precisions": ("fp32", "int8")}))
+    assert "fp16" not in {v.precision for v in without}
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Grey pictures of 32 px, of three kinds."""
+    rng = np.random.default_rng(2)
+    return np.stack([picture(CLASSES[i % 3], rng, 32) for i in range(120)])[..., None]
+
+
+@pytest.fixture(scope="module")
+def halved(make_checkpoint, images, tmp_path_factory):
+    """A student whose answers depend on the image, though untrained; its fp32 and fp16 files."""
+    import torch
+
+    import models
+
+    checkpoint = make_checkpoint("mobilenet_v3_small", channels=1)
+    student = models.load(checkpoint)
+    for layer in student.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        student.train()(torch.from_numpy(images))  # so that no signal dies away
+        next(p for p in reversed(list(student.parameters())) if p.ndim == 2).mul_(50)
+    torch.save(student.network.state_dict(), checkpoint.weights_path)
+    full = write_onnx(checkpoint, "fp32", tmp_path_factory.mktemp("fp32"))
+    return checkpoint, full, write_onnx(full, "fp16", tmp_path_factory.mktemp("fp16"))
+
+
+def write_onnx(source, precision, folder):
+    exporter = exporters.load("onnx")
+    made = exporter.export(source, Variant(precision), exporter.Settings(), folder)
+    return Artifact(format="onnx", precision=precision, folder=folder, file=made.file)
+
+
+def test_half_answers_like_the_student(halved, images):
+    import torch
+
+    import models
+
+    checkpoint, _, half = halved
+    with torch.inference_mode():
+        expected = models.load(checkpoint)(torch.from_numpy(images)).numpy()
+    logits = onnx_runtime.open(half.path, threads=1).run(images)
+    assert logits.dtype == np.float32 and logits.shape == expected.shape
+    spread, middle = expected.std(0), expected.mean(0)
+    assert (np.sqrt(((logits - expected) ** 2).mean(0)) < 0.03 * spread).all()
+    # Of an untrained student one class wins nearly always; beside its mean, each does now and then.
+    named, right = (logits - middle).argmax(1), (expected - middle).argmax(1)
+    assert len(set(right)) == len(middle) and (named == right).mean() > 0.98
+    assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.98
+
+
+def test_half_has_no_other_float_but_the_logits(halved):
+    import onnx
+
+    _, full, half = halved
+    before, after = onnx.load(full.path), onnx.load(half.path)
+    onnx.checker.check_model(after, full_check=True)
+    kinds = onnx.TensorProto
+    assert {kinds.FLOAT16, kinds.INT64} == {t.data_type for t in after.graph.initializer}
+    values = onnx.shape_inference.infer_shapes(after, strict_mode=True).graph.value_info
+    assert kinds.FLOAT not in {value.type.tensor_type.elem_type for value in values}
+    assert (after.graph.input, after.graph.output) == (before.graph.input, before.graph.output)
+    assert after.metadata_props == before.metadata_props
+    assert after.producer_name == before.producer_name
+    assert half.path.stat().st_size < 0.6 * full.path.stat().st_size
+
+
+def test_a_weight_beyond_half_is_named(sources, tmp_path):
+    import onnx
+
+    model = onnx.load(sources["onnx fp32"].path)
+    weight = next(t for t in model.graph.initializer if t.name.endswith("weight"))
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[0] = -7e4
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    source = Artifact(format="onnx", precision="fp32", folder=tmp_path, file="model.onnx")
+    with pytest.raises(ExportError, match=f"65504, and `{weight.name}` reaches 70000") as caught:
+        write_onnx(source, "fp16", tmp_path)
+    assert "export.onnx.precisions" in caught.value.remedy

@@ -45,7 +45,7 @@ def build(sources, tmp_path):
 
 @rtx
 @pytest.mark.tensorrt
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_rtx_engine_is_built_without_a_gpu(build, checkpoint, precision):
     folder, made = build(tensorrt_rtx, precision)
     assert made == ("model.engine", ("engine.json",), None)
@@ -57,6 +57,18 @@ def test_rtx_engine_is_built_without_a_gpu(build, checkpoint, precision):
     assert facts["input"] == checkpoint.input.model_dump(mode="json")
     assert facts["labels"] == list(checkpoint.labels)
     assert (facts["student"], facts["arch"]) == (checkpoint.key, checkpoint.arch)
+
+
+@rtx
+@pytest.mark.tensorrt
+def test_rtx_engine_of_half_is_smaller(sources, tmp_path):
+    settings, sizes = tensorrt_rtx.Settings(precisions=("fp32", "fp16")), {}
+    for variant in tensorrt_rtx.variants(settings):
+        folder = tmp_path / variant.precision
+        folder.mkdir()
+        made = tensorrt_rtx.export(sources[variant.source], variant, settings, folder)
+        sizes[variant.precision] = (folder / made.file).stat().st_size
+    assert sizes["fp16"] < 0.8 * sizes["fp32"]
 
 
 @rtx
@@ -97,7 +109,7 @@ def test_what_the_builder_refuses_is_named(build):
 @pytest.mark.gpu
 @pytest.mark.tensorrt
 @pytest.mark.skipif(tensorrt._missing() is not None, reason=str(tensorrt._missing()))
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_engine_for_this_gpu(build, checkpoint, precision):
     folder, made = build(tensorrt, precision)
     assert made == ("model.engine", ("engine.json",), None)
@@ -125,7 +137,7 @@ def test_settings_are_checked(wrong, words):
 # the graph
 
 
-@pytest.mark.parametrize("title", ["onnx fp32", "onnx int8 (symmetric)"])
+@pytest.mark.parametrize("title", ["onnx fp32", "onnx fp16", "onnx int8 (symmetric)"])
 def test_prepared_graph_casts_first_and_answers_the_same(sources, title):
     model = tensorrt.prepare(sources[title])
     onnx.checker.check_model(model, full_check=True)
@@ -140,6 +152,14 @@ def test_prepared_graph_casts_first_and_answers_the_same(sources, title):
         for content in (sources[title].path.read_bytes(), model.SerializeToString())
     )
     np.testing.assert_array_equal(before, after)
+
+
+def test_prepared_half_graph_has_no_other_float_but_the_logits(sources):
+    graph = tensorrt.prepare(sources["onnx fp16"]).graph
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+    kinds = {onnx.helper.get_node_attr_value(node, "to") for node in casts[:-1]}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    assert list(casts[-1].output) == [graph.output[0].name]
 
 
 def test_symmetric_graph_is_what_tensorrt_asks_for(sources):

@@ -141,6 +141,83 @@ def test_a_slow_int8_is_called_slow(run):
     assert slow and "4.50 against 3.00 ms" in slow[0]
 
 
+PLAIN_MS = {"Conv": 1.5, "Mul": 0.1, "ReorderInput": 0.04, "Transpose": 0.05, "Gemm": 0.05}
+INT8_MS = {
+    **{"QLinearConv": 1.2, "Mul": 0.55, "QLinearMul": 0.4, "QuantizeLinear": 0.2},
+    **{"DequantizeLinear": 0.175, "HardSigmoid": 0.2, "Softmax": 0.15, "QGemm": 0.04},
+}
+
+
+USUAL = {"QLinearConv": 52, "QLinearAdd": 10, "ReduceMean": 1}
+
+
+def slow(run, plain_ms, int8_ms, p50=(1.64, 2.9), counts=USUAL):
+    """The warning of an int8 file that took so long, with such profiles."""
+    for i, spent in enumerate((plain_ms, int8_ms)):
+        artifact, _, place = run.artifacts[i]
+        found = run.measured("ab"[i], run.logits(100), p50[i], operators_ms=spent)
+        run.artifacts[i] = (artifact, found, place)
+    report = run.report()
+    quantization = report.quantization.model_copy(update={"operators": counts})
+    report = report.model_copy(update={"quantization": quantization if counts else None})
+    found = [text for text in verdict.warnings(report) if "slower than" in text]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_a_slow_int8_names_the_operators_to_blame(run):
+    assert slow(run, PLAIN_MS, INT8_MS) == (
+        "onnx int8 is slower than fp32 on this host (p50 2.90 against 1.64 ms). Profiled, it "
+        "spends more on multiplications (0.950 against 0.100 ms), conversions between float and "
+        "int8 (0.375 against 0 ms), activations (0.200 against 0 ms); less on convolutions "
+        "(1.20 against 1.50 ms), layout (0 against 0.090 ms)."
+    )
+    told = slow(run, PLAIN_MS, {**PLAIN_MS, "Softmax": 1.3})
+    assert told.endswith("Profiled, it spends more on Softmax (1.30 against 0 ms).")
+
+
+def test_a_slow_int8_without_both_profiles_has_the_usual_causes(run):
+    for profiles in ((None, INT8_MS), (PLAIN_MS, None), (PLAIN_MS, {})):
+        told = slow(run, *profiles)
+        assert "1.64 ms): operators that stay float are surrounded by conversions, this" in told
+    artifact, found, place = run.artifacts[0]
+    run.artifacts[0] = (artifact.model_copy(update={"precision": "fp16"}), found, place)
+    assert "slower than fp16 on this host (p50 2.90 against 1.64 ms): operators that" in slow(
+        run, PLAIN_MS, INT8_MS
+    )
+
+
+def test_a_tiny_network_is_slow_for_the_number_of_its_operators(run):
+    told = slow(run, PLAIN_MS, INT8_MS, (0.5, 0.7))
+    assert told.endswith(
+        "against 0.500 ms): in so small a network the fixed costs of its 63 operators outweigh "
+        "their arithmetic."
+    )
+    counts = {"QLinearConv": 50, "QuantizeLinear": 6, "DequantizeLinear": 6}
+    told = slow(run, PLAIN_MS, INT8_MS, (0.5, 0.7), counts)
+    assert "its 62 operators (12 of them conversions between float and int8) outweigh" in told
+    told = slow(run, PLAIN_MS, INT8_MS, (0.5, 0.7), None)
+    assert "costs of its operators outweigh" in told
+
+
+def test_a_gap_that_the_operators_do_not_explain(run):
+    assert slow(run, PLAIN_MS, PLAIN_MS, (1.5, 2.0)).endswith(
+        "Profiled, its 63 operators take no longer in all: fixed costs between them, or other work "
+        "on this machine."
+    )
+    assert slow(run, PLAIN_MS, {**PLAIN_MS, "Gemm": 0.25}, (1.5, 2.0)).endswith(
+        "it spends more on matrix products (0.250 against 0.050 ms); fixed costs of its 63 "
+        "operators, or other work on this machine, make up the rest."
+    )
+
+
+def test_a_symmetric_int8_is_not_called_slow(run):
+    artifact, _, place = run.artifacts[1]
+    found = run.measured("b", run.logits(100), 4.5, operators_ms=INT8_MS)
+    run.artifacts[1] = (artifact.model_copy(update={"variant": "symmetric"}), found, place)
+    assert not any("slower than" in text for text in verdict.warnings(run.report()))
+
+
 def test_a_usual_run_has_only_the_warning_of_what_was_not_run(report):
     expected = "Exported but not run here, so unverified: coreml fp16."
     assert verdict.warnings(report) == [expected]

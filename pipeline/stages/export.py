@@ -15,7 +15,8 @@ from pipeline.context import Context
 from pipeline.errors import ConfigError, ExportError, UnavailableError
 from pipeline.machine import versions
 from pipeline.progress import console, track
-from pipeline.records import Artifact, Checkpoint, Quantized, Result
+from pipeline.quantized import Quantized
+from pipeline.records import Artifact, Checkpoint, Result
 from pipeline.settings import Settings, read_table
 from pipeline.store import file_sha256, size_of
 
@@ -85,7 +86,8 @@ class Export(Settings):
         exporter, settings = exporters.load(name), self.settings_of(name)
         blank = Artifact(format=name, precision=variant.precision, variant=variant.variant)
         if variant.source not in sources:
-            why = "quantize.enabled is false" if "quantized" not in sources else "it was not made"
+            off = variant.source == "quantized"
+            why = "quantize.enabled is false" if off else "it was not made"
             return blank.model_copy(update={"skipped": f"needs {variant.source}, and {why}"})
         available = exporter.availability()
         if not available.ok:
@@ -109,9 +111,9 @@ class Export(Settings):
                 facts=facts,
             )
         except (UnavailableError, ExportError) as error:
-            if name == FIRST:
+            if name == FIRST and variant.precision != "fp16":
                 raise
-            # One format's refusal must not cost the others.
+            # One format's refusal must not cost the others; nor must weights too large for fp16.
             console.print(f"[yellow]{escape(f'{blank.title}: {error.message}')}[/]")
             return blank.model_copy(update={"skipped": f"{error.message}. {error.remedy}".strip()})
 

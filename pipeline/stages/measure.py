@@ -7,22 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import field_validator
 
 import runtime
-from benchmarks import latency, profiles, stats
+from benchmarks import latency, operators, profiles, stats
 from pipeline.context import Context
 from pipeline.images import Images, open_split
 from pipeline.machine import cores, cpu_name, versions
 from pipeline.progress import bar, still, track
+from pipeline.quantization import cpus
 from pipeline.records import (
     Accuracy,
     Artifact,
     Checkpoint,
+    CpuCheck,
     Dataset,
     Latency,
     Measurement,
@@ -37,6 +39,10 @@ BATCH = 256
 TIMED_IMAGES = 64
 """Test images that the timed inferences go round in."""
 EAGER = "pytorch"
+FOR_CPUS = "onnx int8"
+"""The file that has to be the same on every CPU."""
+PROFILED = "onnx_runtime"
+"""The runtime that also tells where the time goes."""
 
 
 class Measured(NamedTuple):
@@ -79,10 +85,12 @@ class Measure(Settings):
         artifacts: Sequence[Artifact],
         dataset: Dataset,
         others: Mapping[int, Sequence[Checkpoint]] | None = None,
+        cpu_images: int | Literal["all"] = 0,
     ) -> Measured:
         """Measure every model and every file; the student must be among the `checkpoints`.
 
-        Of the `others`, by seed, only the accuracy: they are not shipped.
+        Of the `others`, by seed, only the accuracy: they are not shipped. The int8 ONNX file also
+        answers to the first `cpu_images` test images on other CPUs, where they can be emulated.
         """
         more = [(seed, each) for seed, trained in (others or {}).items() for each in trained]
         measured = Measured([], [], {})
@@ -93,7 +101,7 @@ class Measure(Settings):
                 shown.advance()
             student = next(m for each, m in measured.models if each.role == "student")
             for artifact in artifacts:
-                found = self._artifact(context, artifact, student, dataset)
+                found = self._artifact(context, artifact, student, dataset, cpu_images)
                 measured.artifacts.append((artifact, found))
                 shown.advance()
             for seed, checkpoint in more:
@@ -116,7 +124,12 @@ class Measure(Settings):
         return self._get(context, work, [checkpoint, dataset])
 
     def _artifact(
-        self, context: Context, artifact: Artifact, student: Measurement, dataset: Dataset
+        self,
+        context: Context,
+        artifact: Artifact,
+        student: Measurement,
+        dataset: Dataset,
+        cpu_images: int | Literal["all"],
     ) -> Measurement:
         """Accuracy, parity with the `student`'s answers and latency of an exported file.
 
@@ -125,6 +138,7 @@ class Measure(Settings):
         name = runtime.for_format(artifact.format)
         if artifact.file is None or name is None:
             return Measurement(skipped=artifact.skipped or _unexecuted(artifact.format))
+        elsewhere = cpu_images if artifact.title == FOR_CPUS else 0
 
         def work(folder: Path) -> Measurement:
             test = open_split(dataset, "test")
@@ -138,18 +152,22 @@ class Measure(Settings):
             return Measurement(
                 accuracy=_accuracy(logits, test, session.name, folder),
                 parity=_parity(logits, answers(student)),
+                cpus=_on_cpus(artifact, test, logits, elsewhere, context),
                 **self._timing(context, name, artifact.path, test, folder),
             )
 
-        return self._get(context, work, [artifact, dataset, student])
+        facts = {"cpus": [elsewhere, cpus.there()]} if elsewhere else {}
+        return self._get(context, work, [artifact, dataset, student], facts)
 
     def _get(
         self,
         context: Context,
         work: Callable[[Path], Measurement],
         parents: Sequence[Result],
+        more: Mapping[str, Any] | None = None,
     ) -> Measurement:
         facts = {
+            **(more or {}),
             "host": cpu_name(),
             "profile": profiles.read(self.profile).model_dump(),
             **versions("onnxruntime", "torch"),
@@ -158,7 +176,7 @@ class Measure(Settings):
             Measurement,
             "measure",
             work,
-            version=1,
+            version=2,
             settings=self,
             parents=parents,
             facts=facts,
@@ -171,6 +189,7 @@ class Measure(Settings):
         # One timing at a time among the runs of a store, and no bar redrawn meanwhile.
         with context.store.alone("timing"), still():
             found = latency.measure(name, path.resolve(), images, profile)
+            spent = operators.measure(path, images, profile) if name == PROFILED else None
         samples = np.array(found.samples_ns, np.int64)
         np.save(folder / "latency.npy", samples)
         p50, p90, p99 = stats.percentiles(samples)
@@ -190,6 +209,7 @@ class Measure(Settings):
             "latency": taken,
             "load_ms": found.load_ms,
             "peak_rss_bytes": found.peak_rss_bytes,
+            "operators_ms": spent,
         }
 
 
@@ -240,6 +260,21 @@ def _accuracy(logits: Logits, test: Images, name: str, folder: Path) -> Accuracy
         evaluated_with=name,
         predictions="predictions.npy",
     )
+
+
+def _on_cpus(
+    artifact: Artifact,
+    test: Images,
+    logits: Logits,
+    n: int | Literal["all"],
+    context: Context,
+) -> tuple[CpuCheck, ...]:
+    """What the file answers elsewhere to the first `n` test images, to which it gave `logits`."""
+    if n == 0:
+        return ()
+    rows = slice(0, None if n == "all" else n)
+    threads = context.threads or cores()
+    return cpus.compare(artifact.path, test[rows], test.labels[rows], logits[rows], threads)
 
 
 def _parity(logits: Logits, reference: Logits) -> Parity:

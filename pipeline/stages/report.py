@@ -18,7 +18,6 @@ from plotly.offline import get_plotlyjs
 
 from pipeline import verdict
 from pipeline.errors import StoreError
-from pipeline.records import integer_share
 from pipeline.store import writing
 from pipeline.summary import FILE, ArtifactRow, EpochRow, Report
 from pipeline.verdict import AnyRow
@@ -315,9 +314,9 @@ def integers(report: Report) -> str:
     """The operators of the int8 graph, and how many of them compute in integers."""
     if report.quantization is None:
         return ""
-    operators = report.quantization.operators
-    listed = ", ".join(f"{name} {count}" for name, count in sorted(operators.items()))
-    return f"{integer_share(operators)}: {listed}"
+    row = report.quantization
+    listed = ", ".join(f"{name} {count}" for name, count in sorted(row.operators.items()))
+    return f"{row.fused.line}: {listed}" if row.fused else listed
 
 
 def curve_rows(report: Report) -> list[tuple[int, list[EpochRow | None]]]:
