@@ -1,4 +1,4 @@
-"""The command line of the experiments: training, distillation.
+"""The command line of the experiments: training, distillation, quantization.
 
 Each prints its tables and writes them, with what is needed to repeat them, as a Markdown page; the
 raw numbers lie beside it as JSON. Torch is loaded inside the commands only.
@@ -44,7 +44,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Experiments on training: how fast it is, and what distillation gains.",
+    help="Experiments: how fast training is, what distillation gains, what int8 loses.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -120,6 +120,38 @@ def distillation(
     _publish("Distillation methods", origin, facts, tables, found, out)
 
 
+@app.command()
+def quantization(
+    plan: Annotated[Path, typer.Argument(help="Students and image sets, as TOML.")] = Path(
+        "benchmarks/quantization.toml"
+    ),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key for all students."),
+    ] = None,
+    folder: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IMAGES=FOLDER", help="Where the images of that name lie, if here."),
+    ] = None,
+    store: Annotated[
+        Path, typer.Option(help="Where trained networks are kept; the pipeline's own.")
+    ] = Path("runs/.store"),
+    out: Out = RESULTS / "quantization.md",
+) -> None:
+    """Quantize students here and by ONNX Runtime's own quantizer; what is there is not redone."""
+    from benchmarks import pages
+    from benchmarks import quantization as bench
+    from pipeline.store import Store
+
+    pairs = [each.partition("=") for each in folder or []]
+    entries = bench.read(plan, set_ or [], {name: Path(place) for name, _, place in pairs})
+    _check_place(out)
+    origin = _provenance()
+    found = bench.run(entries, Store(store))
+    facts, tables = pages.int8_facts(found), pages.int8_tables(found)
+    _publish("int8 against float and stock quantization", origin, facts, tables, found, out)
+
+
 def _check_place(out: Path) -> None:
     """Refuse before hours of work what cannot be written after them."""
     if out.suffix != ".md":
@@ -161,7 +193,7 @@ def _publish(
 
 def _provenance() -> dict[str, str]:
     """What it takes to repeat a result, by name; the date is when it began."""
-    found = versions("torch", "torchvision", "numpy")
+    found = versions("torch", "torchvision", "numpy", "onnxruntime")
     packages = [f"{name} {version or 'missing'}" for name, version in found.items()]
     cards = f"; {cuda_devices()} × {cuda_name()}" if cuda_devices() else "; no CUDA GPU"
     return {

@@ -27,7 +27,7 @@ from pipeline.settings import Recipe, Settings, read_table
 from pipeline.stages.baseline import Baseline
 from pipeline.stages.measure import accuracy_alone, answers
 from pipeline.store import Store
-from pipeline.verdict import flat
+from pipeline.wording import flat
 
 BASELINE = "baseline"
 SHARED = ("data", "teach", "seed", "device", "threads")

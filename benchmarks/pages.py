@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.table import Table
 
-from benchmarks import distillation, training
+from benchmarks import distillation, quantization, training
 from benchmarks.stats import Interval, mean_interval
-from pipeline.verdict import NONE, interval, percent, points, points_interval
+from pipeline.quantized import Fused
+from pipeline.wording import NONE, interval, percent, points, points_interval
 
 GOALS = {"cpu": 4.0, "cuda": 10.0, "epoch": 1.15}
 """Least ratio to the usual loop, by device; most time of a kept-views epoch in baseline epochs."""
@@ -184,4 +185,114 @@ def _table(words: int, title: str, *columns: str) -> Table:
     for place, column in enumerate(columns):
         left = place < words
         table.add_column(column, justify="left" if left else "right", no_wrap=not left)
+    return table
+
+
+LOSS = {"mobilenet_v2": 0.2, "mobilenet_v4_conv_small": 0.2}
+"""Goal: points that int8 may lose; 0.3 for the others."""
+SMALLEST = 0.30
+"""Goal: size of the int8 file as a share of the float file's."""
+
+
+def int8_facts(found: quantization.Found) -> list[str]:
+    """What has to be said beside the tables."""
+    return [
+        "stock: `onnxruntime.quantization.quantize_static` after its `quant_pre_process`: Q/DQ, "
+        "uint8 activations by minimum and maximum over 512 training images (accuracy) or noise "
+        "(latency), per-channel int8 weights",
+        "int8: this project's quantize stage as its defaults are, chosen on the validation split",
+        "accuracy: ONNX Runtime on this host, the whole test split; loss is float minus int8, with "
+        "its paired 95 % interval",
+        "simulation: share of the test images on which the torch network that was fine-tuned names "
+        "the same class as ONNX Runtime",
+        f"latency: {quantization.SIZE} px, {quantization.CLASSES} classes, random weights, one "
+        f"thread, one image, one process; {quantization.ROUNDS} rounds in which each file is timed "
+        f"{quantization.PER_ROUND} times by itself, medians; ratio: median over the rounds (least "
+        "to most)",
+        "islands: groups of operators that stay float between integer ones, in the graph that ONNX "
+        "Runtime runs here",
+        *_cpu_facts(found),
+    ]
+
+
+def _cpu_facts(found: quantization.Found) -> list[str]:
+    skipped = {check.skipped for row in found.rows for check in row.cpus if check.skipped}
+    return [f"other CPUs, not run: {reason}" for reason in sorted(skipped)]
+
+
+def int8_tables(found: quantization.Found) -> list[Table]:
+    """Accuracy, latency, other CPUs, and the goals."""
+    accuracy = _table(
+        3,
+        "Accuracy, top-1 %",
+        *("images", "student", "kept", "float", "stock", "int8", "loss, points (95 %)"),
+        *("stock loss", "agreement %", "simulation %", "size", "islands", "stock islands"),
+    )
+    for row in found.rows:
+        accuracy.add_row(
+            *(row.images, row.student, row.how, percent(row.float_top1), percent(row.stock_top1)),
+            percent(row.int8_top1),
+            f"{points(row.loss)} ({points_interval(row.loss_ci95)})",
+            points(row.float_top1 - row.stock_top1),
+            *(percent(row.agreement), percent(row.simulation)),
+            f"{row.bytes / row.float_bytes:.3f}",
+            *(_islands(row.fused), _islands(row.stock_fused)),
+        )
+    latency = _table(
+        1,
+        f"Latency at {quantization.SIZE} px, one thread, ms",
+        *("network", "float", "stock", "int8", "float / int8", "float / stock", "size"),
+        *("islands", "stock islands"),
+    )
+    for each in found.timings:
+        low, high = each.ratio_range
+        latency.add_row(
+            *(each.network, f"{each.float_ms:.2f}", f"{each.stock_ms:.2f}", f"{each.int8_ms:.2f}"),
+            f"{each.ratio:.2f} ({low:.2f}–{high:.2f})",
+            f"{each.stock_ratio:.2f}",
+            f"{each.bytes / each.float_bytes:.3f}",
+            *(_islands(each.fused), _islands(each.stock_fused)),
+        )
+    return [accuracy, latency, _elsewhere(found), _int8_goals(found)]
+
+
+def _islands(fused: Fused) -> str:
+    return f"{len(fused.islands)} ({percent(fused.integer_share)} % of MACs integer)"
+
+
+def _elsewhere(found: quantization.Found) -> Table:
+    table = _table(
+        3,
+        "The same int8 file on other CPUs, the first 1,000 test images",
+        *("images", "student", "CPU", "top-1 % there", "here", "points apart", "differ %"),
+    )
+    for row in found.rows:
+        for check in row.cpus:
+            if check.apart is not None and check.differs is not None:
+                table.add_row(
+                    *(row.images, row.student, check.cpu, percent(check.top1)),
+                    *(percent(check.host_top1), f"{check.apart:.2f}", percent(check.differs)),
+                )
+    return table
+
+
+def _int8_goals(found: quantization.Found) -> Table:
+    table = _table(1, "Goals", "what", "found", "goal")
+    for row in found.rows:
+        most = LOSS.get(row.student.split()[0], 0.3)
+        title = f"{row.student}, {row.images}: points lost"
+        table.add_row(title, points(row.loss), f"at most {most:g}")
+    for each in found.timings:
+        least = quantization.LEAST_RATIO[each.network]
+        title = f"{each.network}, {quantization.SIZE} px: float / int8"
+        table.add_row(title, f"{each.ratio:.2f}", f"at least {least:g}")
+    islands = max(len(each.fused.islands) for each in (*found.rows, *found.timings))
+    size = max(each.bytes / each.float_bytes for each in (*found.rows, *found.timings))
+    table.add_row("float islands, most", str(islands), "0")
+    table.add_row("int8 file / float file, largest", f"{size:.3f}", f"at most {SMALLEST:g}")
+    simulated = min(row.simulation for row in found.rows)
+    table.add_row("simulation and ONNX Runtime agree, least", f"{percent(simulated)} %", "99.5 %")
+    apart = [check.apart for row in found.rows for check in row.cpus if check.apart is not None]
+    if apart:
+        table.add_row("points between CPUs, most", f"{max(apart):.2f}", "at most 0.2")
     return table

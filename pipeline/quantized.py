@@ -6,6 +6,11 @@ they choose; the test split is only ever measured.
 
 from pipeline.records import CpuCheck, Record, Result, Scheme
 
+APART = 0.2
+"""Points of top-1 between two CPUs that count as different."""
+REMEDIES: tuple[Scheme, ...] = ("u8u8", "u8s8-reduced", "s8s8")
+"""Schemes without 16-bit sums of full 8-bit products, which not every CPU has room for."""
+
 
 class Calibration(Record):
     """How the ranges of the activations were found."""
@@ -110,6 +115,8 @@ class Quantized(Result):
     """For CPU runtimes."""
     int8_symmetric: str = "int8-symmetric.onnx"
     """int8 activations and weights with zero point 0 and float biases: for TensorRT."""
+    weights: str = "ready.onnx"
+    """The float graph with the weights that were rounded."""
     scheme: Scheme = "u8s8"
     """Types of `int8`."""
     calibration: Calibration

@@ -15,7 +15,7 @@ SCHEMA = 1
 
 Precision = Literal["fp32", "fp16", "int8"]
 Scheme = Literal["u8s8", "u8s8-reduced", "s8s8", "u8u8"]
-"""Types of activations and weights of an int8 graph for CPUs; "reduced" weights have 7 bits."""
+"""Types of activations and weights of an int8 graph for CPUs; see `quantization.place`."""
 Role = Literal["teacher", "baseline", "student", "quantized"]
 
 
@@ -288,7 +288,8 @@ class CpuCheck(Record):
         """Points of top-1 between that CPU and this host."""
         if self.top1 is None or self.host_top1 is None:
             return None
-        return 100 * abs(self.top1 - self.host_top1)
+        # Both are counts of so many images: what is between two of them is rounding.
+        return round(100 * abs(self.top1 - self.host_top1), 6)
 
 
 class Measurement(Result):

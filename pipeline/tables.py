@@ -9,16 +9,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline import elsewhere, precision
+from pipeline.comparing import AnyRow, Difference, difference, incomparable
 from pipeline.summary import ModelRow, Report
-from pipeline.verdict import (
+from pipeline.verdict import headline, hosts, warnings
+from pipeline.wording import (
     NONE,
-    AnyRow,
-    Difference,
-    difference,
     flat,
-    headline,
-    hosts,
-    incomparable,
     interval,
     megabytes,
     number,
@@ -26,7 +23,6 @@ from pipeline.verdict import (
     points,
     points_interval,
     setting,
-    warnings,
 )
 
 
@@ -58,7 +54,8 @@ def show(report: Report) -> RenderableType:
     ]
     notes = [Text(f"{row.title}: {row.skipped}", "dim") for row in report.rows if row.skipped]
     doubts = [Text(f"! {warning}", "yellow") for warning in warnings(report)]
-    return Group(*lines, table, *(Text(line, "dim") for line in hosts(report)), *notes, *doubts)
+    asides = [*hosts(report), *precision.lines(report), *elsewhere.not_run(report)]
+    return Group(*lines, table, *(Text(line, "dim") for line in asides), *notes, *doubts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,147 +3,47 @@
 Terminal, HTML and Markdown all take them from here, so that nobody reads two verdicts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
 
-from benchmarks.operators import CONVERSIONS, families
-from benchmarks.stats import Interval, paired_difference, unpaired_interval
-from pipeline.summary import ArtifactRow, LatencyRow, ModelRow, OverSeeds, Report
+from benchmarks.stats import Interval
+from pipeline import elsewhere, precision
+from pipeline.comparing import difference, incomparable, slow
+from pipeline.summary import ArtifactRow, OverSeeds, Report
+from pipeline.wording import (
+    NONE,
+    Finding,
+    condition,
+    enumerated,
+    interval,
+    megabytes,
+    number,
+    percent,
+    points,
+    points_interval,
+    probability,
+    setting,
+)
 
 FEW_IMAGES = 1000
 AGREEMENT = 0.99
-OVERHEAD = 2
-"""A profile that sums up to more than so many latencies shows mostly what profiling costs each
-operator (some 3 µs): they are that quick, and it cannot tell which is to blame."""
-NONE = "–"
-"""Shown where there is no number."""
-AnyRow = ModelRow | ArtifactRow
-
-
-# ---- numbers as people read them ----
-
-
-def number(value: float | None) -> str:
-    """Three significant digits, or all digits before the point."""
-    if value is None:
-        return NONE
-    size = abs(value)
-    return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}"
-
-
-def percent(fraction: float | None) -> str:
-    """A share in per cent, without the sign: it is in the column's head."""
-    return NONE if fraction is None else f"{100 * fraction:.2f}"
-
-
-def points(difference: float) -> str:
-    """A difference of shares in percentage points, signed."""
-    text = f"{100 * difference:+.2f}"
-    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
-
-
-def interval(ci95: Interval | None) -> str:
-    """An interval of a share, in per cent."""
-    return NONE if ci95 is None else f"{percent(ci95[0])}–{percent(ci95[1])}"
-
-
-def points_interval(ci95: Interval) -> str:
-    """An interval of a difference, in points."""
-    return f"{points(ci95[0])} to {points(ci95[1])}"
-
-
-def megabytes(size: int | None) -> str:
-    """Bytes in units of 10^6."""
-    return NONE if size is None else number(size / 1e6)
-
-
-def probability(p: float) -> str:
-    """A p value, with its relation."""
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
-
-
-def network(row: ModelRow) -> str:
-    """What was trained: without it a top-1 says little."""
-    facts = (
-        row.arch + (f" ×{row.width:g}" if row.width != 1 else ""),
-        f"stem stride {row.stem_stride}" if row.stem_stride else "",
-        f"{number(row.params / 1e6)} M parameters",
-        f"{number(row.macs / 1e6)} M MACs",
-        f"started from {row.start}" if row.start != "random" else "",
-    )
-    return ", ".join(filter(None, facts))
-
-
-def setting(report: Report) -> str:
-    """What a gain belongs to: the student, and how good its teacher is."""
-    student, teacher = report.model("student"), report.model("teacher")
-    guide = f"; teacher {percent(teacher.top1)} %" if teacher and teacher.top1 is not None else ""
-    return f"Student: {network(student)}{guide}." if student else ""
-
-
-# ---- comparing two rows ----
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Top-1 of B minus top-1 of A."""
-
-    value: float
-    ci95: Interval
-    paired: bool
-
-
-def difference(a: AnyRow, b: AnyRow, *, same_images: bool) -> Difference | None:
-    """Paired where both rows kept their answers to the same images; None without accuracies."""
-    if a.top1 is None or b.top1 is None or not a.n or not b.n:
-        return None
-    right_a, right_b = a.correctness(), b.correctness()
-    if same_images and right_a is not None and right_b is not None and a.n == b.n:
-        found = paired_difference(right_a, right_b)
-        return Difference(found.difference, found.ci95, paired=True)
-    return Difference(b.top1 - a.top1, unpaired_interval(a.top1, a.n, b.top1, b.n), paired=False)
-
-
-def incomparable(a: LatencyRow, b: LatencyRow) -> str:
-    """Why two latencies must not be compared; empty where they may."""
-    if a.host != b.host:
-        return f"measured on different hosts: {a.host} / {b.host}"
-    if (a.profile, a.threads) != (b.profile, b.threads):
-        return f"measured under different profiles: {condition(a)} / {condition(b)}"
-    return ""
-
-
-def condition(latency: LatencyRow) -> str:
-    """Profile and threads."""
-    return f"{latency.profile}, {latency.threads} thread{'s' if latency.threads != 1 else ''}"
-
-
-# ---- the verdict ----
-
-
-class Finding(NamedTuple):
-    """One thing that the run found out."""
-
-    claim: str
-    evidence: str
-
-    def __str__(self) -> str:
-        return f"{self.claim} {self.evidence}".strip()
 
 
 def headline(report: Report) -> list[Finding]:
-    """What the run found out: what distillation gained, and what int8 costs and saves."""
+    """What the run found out: what distillation gained, what int8 costs and saves, and where."""
     pairs = lead_pairs(report)[:1]
-    found = [_gain(report), *(_int8(*pair) for pair in pairs)]
+    found = [_gain(report), *(_int8(*pair) for pair in pairs), elsewhere.same_everywhere(report)]
     return [finding for finding in found if finding.claim]
 
 
 def lead_pairs(report: Report) -> list[tuple[ArtifactRow, ArtifactRow]]:
-    """Float and int8 files, the pair to speak of first: measured, and ONNX."""
+    """Float and int8 files, the pair to speak of first: measured, ONNX, and made for CPUs."""
     return sorted(
-        report.int8_pairs(), key=lambda pair: (pair[1].top1 is None, pair[0].format != "onnx")
+        report.int8_pairs(),
+        key=lambda pair: (
+            pair[1].top1 is None,
+            pair[0].format != "onnx",
+            pair[1].variant == "symmetric",
+        ),
     )
 
 
@@ -264,7 +164,7 @@ def _int8(plain: ArtifactRow, int8: ArtifactRow) -> Finding:
     details = "; ".join(evidence)
     return Finding(
         f"Against {plain.precision}, {int8.title} {_listed(claims)}.",
-        f"{details[0].upper()}{details[1:]}.",
+        f"{details[0].upper()}{details[1:]}. {precision.fp16_note([plain])}".rstrip(),
     )
 
 
@@ -275,22 +175,14 @@ def _listed(claims: Sequence[tuple[str, str]]) -> str:
         claim if verb == before else f"{verb} {claim}"
         for before, (verb, claim) in zip(verbs, claims, strict=False)
     ]
-    return " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
-
-
-def effort(row: ModelRow) -> str:
-    """How quickly a network was trained, and with how much memory; "" where that is not known."""
-    speeds = [epoch.images_per_second for epoch in row.history if epoch.images_per_second]
-    peaks = [epoch.memory_bytes for epoch in row.history if epoch.memory_bytes]
-    if not speeds or not peaks:
-        return ""
-    return f"{number(median(speeds))} images/s, at most {number(max(peaks) / 1e6)} MB"
+    return enumerated(told)
 
 
 def warnings(report: Report) -> list[str]:
     """What a reader must know before believing or shipping, in plain words."""
     faults = [fault for row in report.artifacts for fault in _faults(row)]
-    return [*_doubts(report), *faults, *_slow(report), *_unseen(report)]
+    int8 = (*precision.warnings(report), *elsewhere.warnings(report), *slow(report))
+    return [*_doubts(report), *faults, *int8, *_unseen(report)]
 
 
 def _doubts(report: Report) -> Iterator[str]:
@@ -330,56 +222,6 @@ def _faults(row: ArtifactRow) -> Iterator[str]:
         yield f"{row.title} gave outputs that are not numbers."
 
 
-def _slow(report: Report) -> Iterator[str]:
-    for plain, int8 in report.int8_pairs():
-        a, b = plain.latency, int8.latency
-        if int8.variant == "symmetric":  # made for TensorRT: CPU kernels want zero points
-            continue
-        if a and b and not incomparable(a, b) and b.p50_ms >= a.p50_ms:
-            counts = report.quantization.operators if report.quantization else {}
-            told = f"{number(b.p50_ms)} against {number(a.p50_ms)} ms"
-            yield (
-                f"{int8.title} is slower than {plain.precision} on this host (p50 {told})"
-                f"{_blame(plain, int8, b.p50_ms - a.p50_ms, counts)}."
-            )
-
-
-def _blame(plain: ArtifactRow, int8: ArtifactRow, gap: float, counts: Mapping[str, int]) -> str:
-    """What makes int8 slower by `gap` ms: some of its operators, or their number (`counts`)."""
-    if plain.precision != "fp32" or not (plain.operators_ms and int8.operators_ms and int8.latency):
-        return (
-            ": operators that stay float are surrounded by conversions, this processor lacks int8 "
-            "instructions, or the network is so small that fixed costs outweigh its arithmetic"
-        )
-    before, after = families(plain.operators_ms), families(int8.operators_ms)
-    lost = {name: after.get(name, 0) - before.get(name, 0) for name in {**before, **after}}
-    least = max(0.0005, sum(loss for loss in lost.values() if loss > 0) / 20)
-
-    def listed(sign: int) -> str:
-        largest = sorted(lost, key=lambda name: -sign * lost[name])[:3]
-        return ", ".join(
-            f"{name} ({_time(after.get(name, 0))} against {_time(before.get(name, 0))} ms)"
-            for name in largest
-            if sign * lost[name] > least
-        )
-
-    more, less, in_all = listed(1), listed(-1), sum(lost.values())
-    many = f"{sum(counts.values())} operators" if counts else "operators"
-    if converting := families(counts).get(CONVERSIONS):
-        many += f" ({converting:.0f} of them {CONVERSIONS})"
-    if sum(after.values()) > OVERHEAD * int8.latency.p50_ms:
-        return f": in so small a network the fixed costs of its {many} outweigh their arithmetic"
-    other = "other work on this machine"
-    if not more or in_all <= 0:
-        return f". Profiled, its {many} take no longer in all: fixed costs between them, or {other}"
-    rest = f"; fixed costs of its {many}, or {other}, make up the rest" if in_all < gap / 2 else ""
-    return f". Profiled, it spends more on {more}" + (f"; less on {less}" if less else "") + rest
-
-
-def _time(ms: float) -> str:
-    return number(ms) if ms else "0"
-
-
 def _unseen(report: Report) -> Iterator[str]:
     titles = [row.title for row in report.artifacts if row.path and row.top1 is None]
     if titles:
@@ -412,12 +254,3 @@ def contract(report: Report) -> list[str]:
             "probability of every class."
         )
     return [*lines, "Every file computes (x ∕ 255 − mean) ∕ std by itself."]
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested tables as "distill.temperature"."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

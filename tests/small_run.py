@@ -6,23 +6,51 @@ import numpy as np
 
 from benchmarks.stats import paired_difference, wilson
 from pipeline import assemble, summary
-from pipeline.quantized import Calibration, Fused, Quantized
+from pipeline.quantized import (
+    Calibration,
+    Fused,
+    Island,
+    LayerLoss,
+    Quantized,
+    Rescue,
+    Sensitivity,
+    Trial,
+)
 from pipeline.records import (
     Accuracy,
     Artifact,
     Checkpoint,
+    CpuCheck,
     Dataset,
     Epoch,
     InputSpec,
     Latency,
     Measurement,
     Parity,
+    Scheme,
     Split,
 )
 
 LABELS = ("shirt", "boot", "bag")
 SPEC = InputSpec(size=8, channels=1, mean=(0.28,), std=(0.35,))
 HOST = "Example CPU, 2 cores, x86_64"
+
+
+PLAIN = Quantized(
+    calibration=Calibration(method="minmax", images=512),
+    fused=Fused(
+        operators={"QLinearConv": 52, "QLinearAdd": 10, "QGemm": 1},
+        integer_macs=6_500_000,
+        float_macs=0,
+    ),
+)
+"""What the quantize stage found out at the least."""
+ARM = "onnxruntime 1.32.0 on arm64 (qemu-aarch64 7.2.22, cortex-a76)"
+HASWELL = "onnxruntime 1.32.0 on Haswell (qemu-x86_64 7.2.22)"
+NOT_FETCHED = (
+    "not fetched into /cache/emulators. python -m pipeline fetch emulators (needs Debian's "
+    "apt-get; about 140 MB)"
+)
 
 
 class SmallRun:
@@ -33,6 +61,7 @@ class SmallRun:
         self.truth = np.random.default_rng(5).integers(0, len(labels), n)
         self.rng = np.random.default_rng(seed)
         self.models, self.artifacts, self.others = [], [], {}
+        self.quantized = PLAIN
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "weights.pt").write_bytes(bytes(8_000))
         np.save(folder / "labels.npy", self.truth)
@@ -165,14 +194,7 @@ class SmallRun:
             else None,
             "command": "python -m pipeline run pipeline/configs/quick.toml",
             "date": "2026-01-02T03:04:05+00:00",
-            "quantized": Quantized(
-                calibration=Calibration(method="minmax", images=512),
-                fused=Fused(
-                    operators={"QLinearConv": 52, "QLinearAdd": 10, "QGemm": 1},
-                    integer_macs=6_500_000,
-                    float_macs=0,
-                ),
-            ),
+            "quantized": self.quantized,
             "test_labels": self.truth,
             "seeds": self.others and {0: self.models, **self.others},
         }
@@ -200,4 +222,69 @@ def run_of_seeds(folder: Path, **more) -> SmallRun:
     run = usual_run(folder, **more)
     run.add_seed(1, baseline=130, student=106)
     run.add_seed(7, baseline=128, student=92)
+    return run
+
+
+def studied(layers: int = 3, **more) -> Quantized:
+    """What the quantize stage found out with all its parts switched on."""
+    names = [f"node_Conv_{810 + 2 * i}" for i in range(layers)]
+    losses = [
+        LayerLoss(layer=name, macs=10_000 * (i + 1), snr_db=24.0 + (7 * i % 11) / 4, val_top1=0.89)
+        for i, name in enumerate(names)
+    ]
+    tried = {"minmax": (0.874, 0.97), "percentile": (0.886, 0.985), "fine-tuned": (0.892, 0.99)}
+    facts = {
+        "calibration": Calibration(method="percentile", images=512),
+        "float_val_top1": 0.89,
+        "trials": tuple(
+            Trial(name=name, val_top1=top1, agreement=agreement, kept=name == "fine-tuned")
+            for name, (top1, agreement) in tried.items()
+        ),
+        "fused": PLAIN.fused.model_copy(
+            update={
+                "float_macs": 700,
+                "islands": (
+                    *[Island(operators=("HardSigmoid",), reason="there is no 8-bit kernel")] * 3,
+                    Island(operators=("Mul", "Mul", "Add"), reason="its inputs are not quantized"),
+                ),
+            }
+        ),
+        "sensitivity": Sensitivity(
+            n=256, float_top1=0.9, int8_top1=0.875, int8_snr_db=24.25, layers=tuple(losses)
+        ),
+        "notes": ("node_Conv_810: the bias of 2 of 16 channels would not fit",),
+    }
+    return Quantized(**facts | more)
+
+
+def rescued(drop: float = 0.4) -> Rescue:
+    """A mix with two layers in float that loses `drop` points where 0.5 were allowed."""
+    return Rescue(
+        max_drop=0.5,
+        drop_before=1.3,
+        drop=drop,
+        float_layers=("node_Conv_812", "node_Conv_814"),
+        tried=9,
+        latency_ratio=1.21,
+        bytes_before=2_400_000,
+        bytes=2_560_000,
+    )
+
+
+def check(cpu: str, top1: float, differs: float = 0.003, scheme: Scheme | None = None) -> CpuCheck:
+    """1,000 images on another CPU, of which this host names 90 % rightly."""
+    return CpuCheck(cpu=cpu, scheme=scheme, n=1000, top1=top1, host_top1=0.9, differs=differs)
+
+
+def skipped(*cpus: str) -> tuple[CpuCheck, ...]:
+    """What stands for CPUs that were not fetched."""
+    return tuple(CpuCheck(cpu=cpu, skipped=NOT_FETCHED) for cpu in cpus)
+
+
+def studied_run(folder: Path, *checks: CpuCheck, quantized: Quantized | None = None) -> SmallRun:
+    """The usual run, its int8 graph studied, its int8 file with `checks` on other CPUs."""
+    run = usual_run(folder)
+    run.quantized = quantized or studied()
+    artifact, found, place = run.artifacts[1]
+    run.artifacts[1] = (artifact, found.model_copy(update={"cpus": checks}), place)
     return run

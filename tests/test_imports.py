@@ -31,10 +31,12 @@ LEVELS = (
     "pipeline.stages",
     "pipeline.config",
     "pipeline.summary",
-    "pipeline.verdict pipeline.assemble",
+    "pipeline.assemble pipeline.wording",
+    "pipeline.comparing pipeline.precision pipeline.elsewhere",
+    "pipeline.verdict pipeline.figures",
     "pipeline.tables pipeline.stages.report",
     "pipeline.flow pipeline.doctor",
-    "pipeline.__main__ benchmarks.training benchmarks.distillation",
+    "pipeline.__main__ benchmarks.training benchmarks.distillation benchmarks.quantization",
     "benchmarks.pages benchmarks.loops",
     "benchmarks.__main__",
 )
@@ -48,8 +50,9 @@ FAMILIES = (
 PACKAGES = {"pipeline", "pipeline.stages"}
 """Nothing but a docstring."""
 TELLING = (
-    *("pipeline.summary", "pipeline.verdict", "pipeline.assemble", "pipeline.tables"),
-    "pipeline.stages.report",
+    *("pipeline.summary", "pipeline.assemble", "pipeline.wording", "pipeline.comparing"),
+    *("pipeline.precision", "pipeline.elsewhere", "pipeline.verdict", "pipeline.figures"),
+    *("pipeline.tables", "pipeline.stages.report"),
 )
 """What tells of results knows nothing of how they are made: beyond one another these import
 only what `TOLD` names."""
@@ -146,6 +149,7 @@ TORCH_FREE = [
     "benchmarks.operators",
     "benchmarks.training",
     "benchmarks.distillation",
+    "benchmarks.quantization",
     "benchmarks.__main__",
 ]
 

@@ -8,11 +8,22 @@ import sys
 import pytest
 from plotly.offline import get_plotlyjs
 
-from pipeline import summary, verdict
+from pipeline import figures, summary, verdict
 from pipeline.errors import StoreError
 from pipeline.records import Measurement
 from pipeline.stages import report as pages
-from tests.small_run import HOST, SmallRun, run_of_seeds, usual_run
+from tests.small_run import (
+    HASWELL,
+    HOST,
+    SmallRun,
+    check,
+    rescued,
+    run_of_seeds,
+    skipped,
+    studied,
+    studied_run,
+    usual_run,
+)
 
 EVIL = "<script>alert(1)</script>"
 
@@ -108,6 +119,79 @@ def test_a_run_without_baseline_says_so(run):
     assert "no baseline to compare it with" in page
 
 
+PARTS = ("Calibration", "Layer by layer", "Layers kept in float", "On other CPUs")
+
+
+def bars_of(report):
+    """What is drawn of the layers."""
+    figure = figures.layers(report)
+    assert figure is not None
+    return json.loads(str(figure.to_json()))
+
+
+def losses_of(layers=3, **first):
+    """The sensitivity of so many layers, the `first` of them changed."""
+    found = studied(layers).sensitivity
+    assert found is not None
+    changed = (found.layers[0].model_copy(update=first), *found.layers[1:])
+    return found.model_copy(update={"layers": changed})
+
+
+def int8_section(page):
+    return page.split("<h2>From float to int8</h2>")[1].split("</section>")[0]
+
+
+def test_a_studied_int8_graph_has_all_its_parts(tmp_path):
+    quantized = studied(24, rescue=rescued())
+    page = pages.to_html(studied_run(tmp_path, check(HASWELL, 0.899), quantized=quantized).report())
+    section = int8_section(page)
+    assert re.findall("<h3>(.*?)</h3>", section) == list(PARTS)
+    words = ("uint8 activations, int8 weights", "<td>−0.40</td>", "3 float islands, HardSigmoid:")
+    for text in (*words, "node_Conv_810: the bias of 2", "In float: node_Conv_812, node_Conv_814."):
+        assert text in section
+    assert "These are the 20 of 24 layers" in section.replace("\u00a0", " ")
+    table = section.split("All 24 layers, in the order of the network")[1].split("</table>")[0]
+    rows = re.findall(r'<tr><th scope="row">(\d+)\. (\w+)', table)
+    assert rows == [(str(i + 1), f"node_Conv_{810 + 2 * i}") for i in range(24)]
+    assert "<small>float in the shipped file</small>" in table
+
+
+def test_an_unstudied_int8_graph_has_no_empty_headings(page, report):
+    section = int8_section(page)
+    assert "<h3>" not in section and "<ul>" not in section and 'id="layers"' not in section
+    assert "100.0 % of the multiply-adds" in section and "No float island" in section
+    old = {"method": "minmax", "images": 512, "operators": {"QLinearConv": 52}}
+    before = minimal_report(quantization=old)
+    section = int8_section(pages.to_html(before))
+    assert "minmax, 512 training images" in section and "QLinearConv 52" in section
+    assert "<h3>" not in section and "<p" not in section and "u8s8" not in section
+    markdown = pages.to_markdown(before).split("From float to int8")[1].split("</details>")[0]
+    assert "\n| minmax" not in markdown and markdown.count("\n| :--") == 1
+    for text in (pages.to_html(minimal_report()), pages.to_markdown(minimal_report())):
+        assert "From float to int8" not in text
+
+
+def test_markdown_tells_of_int8_in_tables(tmp_path):
+    quantized = studied(24, rescue=rescued(), checks=(check(HASWELL, 0.8, scheme="u8u8"),))
+    run = studied_run(tmp_path, check(HASWELL, 0.899), *skipped("arm64"), quantized=quantized)
+    lines = pages.to_markdown(run.report()).splitlines()
+    assert "| fine-tuned | 89.20 | +0.20 | 99.00 | kept |" in lines
+    assert r"| 4. node\_Conv\_816 | +2.25 | 89.00 | 0.040 |" in lines
+    assert sum(re.match(r"\| \d+\. node", line) is not None for line in lines) == 5
+    told = [line for line in lines if line.startswith("| emulated x86 without VNNI")]
+    assert len(told) == 1 and told[0].endswith("| u8s8 | 0.10 | 0.30 | 89.90 | 90.00 | 1,000 |")
+    assert any(line.startswith("onnx int8 was not tried on arm64: not fetch") for line in lines)
+
+
+def test_names_of_layers_are_escaped(tmp_path):
+    mix = rescued().model_copy(update={"float_layers": (EVIL,)})
+    facts = {"sensitivity": losses_of(layer=EVIL), "rescue": mix, "notes": (EVIL,)}
+    shot = check(f"{EVIL} (qemu)", 0.1)
+    page = pages.to_html(studied_run(tmp_path, shot, quantized=studied(**facts)).report())
+    assert EVIL not in page and page.count("</script>") == 2
+    assert int8_section(page).count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 4
+
+
 def test_user_input_is_escaped(tmp_path):
     run = usual_run(tmp_path / "records", labels=("boot", EVIL, "a|b"))
     run.dataset = run.dataset.model_copy(update={"source": f"{EVIL} from disk"})
@@ -179,7 +263,7 @@ def test_what_is_needed_to_repeat_it_is_there(page, report):
     tail = page.split("To repeat it</h2>")[1]
     for text in (report.command, report.dataset.digest, "ab" * 32, "distill.temperature"):
         assert text in tail
-    assert "2.14.1" in tail and "100.0% of the multiply-adds in integer kernels" in tail
+    assert "2.14.1" in tail
     assert "coremltools" not in tail  # not installed: not a fact about this run
 
 
@@ -234,11 +318,11 @@ def test_markdown_has_the_golden_shape(report):
 
 
 def test_the_front_keeps_what_nothing_beats(run, report):
-    front = pages.pareto([row for row in report.artifacts if row.latency])
+    front = figures.pareto([row for row in report.artifacts if row.latency])
     assert front[0].title == "onnx int8"
     slow = run.measured("slow", run.logits(200), 5.0)
     run.add_artifact("ort", "fp32", 10, slow)
-    front = pages.pareto([row for row in run.report().artifacts if row.latency])
+    front = figures.pareto([row for row in run.report().artifacts if row.latency])
     assert "ort fp32" not in [row.title for row in front]
 
 
@@ -246,13 +330,13 @@ def test_the_scatter_shows_one_host_only(run):
     elsewhere = run.measured("else", run.logits(100), 5.0)
     latency = elsewhere.latency.model_copy(update={"host": "another"})
     run.add_artifact("ort", "fp32", 10, elsewhere.model_copy(update={"latency": latency}))
-    titles = [row.title for row in pages.comparable(run.report())]
+    titles = [row.title for row in figures.comparable(run.report())]
     assert "ort fp32" not in titles and "onnx fp32" in titles
-    assert [title for _, _, title in pages.key(run.report())] == titles
+    assert [title for _, _, title in figures.key(run.report())] == titles
 
 
 def test_the_figures_hold_the_numbers(report):
-    scatter, curves = pages.scatter(report), pages.curves(report)
+    scatter, curves = figures.scatter(report), figures.curves(report)
     assert scatter is not None and curves is not None
     figure = json.loads(str(scatter.to_json()))
     points = {trace["name"]: trace for trace in figure["data"]}
@@ -262,9 +346,27 @@ def test_the_figures_hold_the_numbers(report):
     lines = json.loads(str(curves.to_json()))["data"]
     assert [trace["name"] for trace in lines] == ["teacher", "baseline", "student"]
     assert lines[0]["y"] == pytest.approx([50.0, 75.0, 100 * (1 - 0.5 / 3)])
-    losses = pages.losses(report)
+    losses = figures.losses(report)
     assert losses is not None
     assert json.loads(str(losses.to_json()))["data"][2]["y"] == pytest.approx([1, 1 / 2, 1 / 3])
+
+
+def test_bars_show_the_layers_that_gain_most(tmp_path):
+    losses = losses_of(24)
+    report = studied_run(tmp_path, quantized=studied(24, rescue=rescued())).report()
+    figure = bars_of(report)
+    bars = figure["data"][0]
+    gains = sorted((each.snr_db - losses.int8_snr_db for each in losses.layers), reverse=True)
+    assert bars["x"] == pytest.approx(gains[:20])
+    colors = dict(zip(figure["layout"]["yaxis"]["ticktext"], bars["marker"]["color"], strict=True))
+    assert colors["node_Conv_812"] == figures.BLUE and colors["node_Conv_816"] == figures.ORANGE
+    assert "layer 4 of the network, 0.040 M MACs" in bars["hovertext"][0]
+    assert figures.layers(usual_run(tmp_path / "b").report()) is None
+
+
+def test_a_layer_without_any_noise_has_no_bar(tmp_path):
+    quantized = studied(sensitivity=losses_of(snr_db=float("inf")))
+    assert len(bars_of(studied_run(tmp_path, quantized=quantized).report())["data"][0]["x"]) == 2
 
 
 def test_classes_that_int8_loses_most_come_first(report):
@@ -310,7 +412,7 @@ def contrast(a, b):
 
 def test_colours_can_be_told_from_the_page_in_light_and_dark(page):
     light, dark = re.findall(r"--page: (#\w{6});", page)
-    for color in (pages.GREY, pages.BLUE, pages.GREEN, pages.ORANGE):
+    for color in (figures.GREY, figures.BLUE, figures.GREEN, figures.ORANGE):
         assert contrast(color, light) >= 3 and contrast(color, dark) >= 3  # WCAG 1.4.11
     for name in ("ink", "soft"):
         on_light, on_dark = re.findall(rf"--{name}: (#\w{{6}});", page)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.stages import report as pages
-from tests.small_run import usual_run
+from tests.small_run import ARM, HASWELL, check, rescued, skipped, studied, studied_run
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -30,7 +30,14 @@ window.addEventListener("load", function () {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     home = tmp_path_factory.mktemp("run")
-    pages.write(usual_run(home / "records").report(), home)
+    tried = [
+        check(cpu, 0.9, scheme=scheme) for scheme in ("u8s8", "u8u8") for cpu in (ARM, HASWELL)
+    ]
+    run = studied_run(
+        *(home / "records", check(HASWELL, 0.9), *skipped("arm64")),
+        quantized=studied(53, rescue=rescued(), checks=tuple(tried)),
+    )
+    pages.write(run.report(), home)
     return home
 
 
@@ -54,10 +61,12 @@ def browse(folder, tmp_path):
 def test_text_and_plots_are_there(browse):
     page = browse("report.html", "--dump-dom")
     assert "Distillation gained 2.50" in page
-    for name in ("scatter", "curves"):
+    for name in ("scatter", "curves", "layers"):
         drawn = page.split(f'id="{name}"')[1].split("<figcaption")[0]
         assert 'class="main-svg"' in drawn
     assert page.split('id="scatter"')[1].count('class="errorbar"') == 5
+    bars = page.split('id="layers"')[1].split("<figcaption")[0]
+    assert bars.count('<g class="point">') == 20
 
 
 def test_a_phone_needs_no_sideways_scroll(browse, folder):

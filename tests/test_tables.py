@@ -5,7 +5,7 @@ from rich.console import Console
 
 from benchmarks.stats import paired_difference
 from pipeline import tables
-from tests.small_run import run_of_seeds, usual_run
+from tests.small_run import rescued, run_of_seeds, skipped, studied, studied_run, usual_run
 
 WIDTH = 100
 
@@ -59,6 +59,21 @@ def test_show_tells_student_teacher_and_seeds(tmp_path):
         in text
     )
     assert "Student: mobilenet_v2, 2.24 M parameters, 6.50 M MACs; teacher 95.00 %." in text
+
+
+def test_show_tells_how_int8_came_about_and_where_it_was_not_tried(tmp_path):
+    run = studied_run(tmp_path, *skipped("haswell", "arm64"), quantized=studied(rescue=rescued()))
+    text = " ".join(printed(tables.show(run.report())).split())
+    assert (
+        "int8: u8s8 (uint8 activations, int8 weights), ranges by percentile from 512 images; "
+        "99.9 % of the multiply-adds in integer kernels, 4 float islands." in text
+    )
+    assert "with 2 layers in float it loses 0.40." in text
+    assert (
+        "onnx int8 was not tried on x86 without VNNI and arm64: not fetched into "
+        "/cache/emulators. python -m pipeline fetch emulators (" in text
+    )
+    assert "! onnx int8" not in text
 
 
 def test_compare_names_both_students(report, other):

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.stats import PairedDifference
-from pipeline import verdict
+from pipeline import verdict, wording
 from tests.small_run import SmallRun, run_of_seeds, usual_run
 
 
@@ -25,13 +25,13 @@ def report(run):
     [(None, "–"), (0.29, "0.290"), (1.5, "1.50"), (12.34, "12.3"), (1234.6, "1,235")],
 )
 def test_numbers_have_three_digits(value, text):
-    assert verdict.number(value) == text
+    assert wording.number(value) == text
 
 
 def test_points_are_signed_and_zero_has_no_sign():
-    assert verdict.points(0.0131) == "+1.31"
-    assert verdict.points(-0.0131) == "−1.31"
-    assert verdict.points(-0.000001) == "0.00"
+    assert wording.points(0.0131) == "+1.31"
+    assert wording.points(-0.0131) == "−1.31"
+    assert wording.points(-0.000001) == "0.00"
 
 
 # ---- the verdict ----
@@ -70,7 +70,7 @@ def test_a_gain_names_its_student_and_its_teacher(run):
         "0.696 M parameters, 1.70 M MACs; teacher 95.00 %."
     )
     tuned = report.models[2].model_copy(update={"start": "weights.pth"})
-    assert verdict.network(tuned).endswith(" M MACs, started from weights.pth")
+    assert wording.network(tuned).endswith(" M MACs, started from weights.pth")
 
 
 def test_a_gain_over_seeds_follows_that_of_the_shipped_one(tmp_path):

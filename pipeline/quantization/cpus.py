@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import runtime
 from pipeline.errors import PipelineError
+from pipeline.quantized import APART, REMEDIES
 from pipeline.records import CpuCheck, Scheme
 from runtime import onnx_runtime
 
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 
 OTHERS = ("haswell", "arm64")
 """Modules of runtime/ that stand for other CPUs."""
-APART = 0.2
-"""Points of top-1 between two CPUs that count as different."""
-REMEDIES: tuple[Scheme, ...] = ("u8u8", "u8s8-reduced", "s8s8")
-"""What has no 16-bit sums of full 8-bit products."""
 
 
 def choose(

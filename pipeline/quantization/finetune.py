@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from pipeline.context import Context
 from pipeline.jobs import Job, Objective
-from pipeline.quantization.graph import Front
 from pipeline.quantization.settings import FineTune
-from pipeline.records import Checkpoint, Dataset, InputSpec
+from pipeline.records import Checkpoint, Dataset, InputSpec, Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,21 +32,20 @@ class Tuning(Job):
     """The training of a placed graph."""
 
     placed: onnx.ModelProto
+    scheme: Scheme
     ready: onnx.ModelProto
-    front: Front
 
     def network(self, dataset: Dataset) -> nn.Module:
         """The simulation of the placed graph."""
         from pipeline.quantization.simulate import Simulated
 
-        return Simulated(self.placed, self.ready)
+        return Simulated(self.placed, self.ready, self.scheme)
 
     def input(self, dataset: Dataset) -> InputSpec:
         """The normalisation of the placed graph."""
-        channels = dataset.input.channels
-        mean, std = self.front.zero_point / 255, 1 / (255 * self.front.scale)
-        facts = {"mean": (mean,) * channels, "std": (std,) * channels}
-        return dataset.input.model_copy(update=facts)
+        from pipeline.quantization.simulate import normalisation
+
+        return normalisation(self.placed, dataset.input)
 
 
 def tune(
@@ -70,7 +68,12 @@ def tune(
     return context.trained(
         "fine-tune",
         work,
-        settings={"fine_tune": settings, "recipe": job.recipe, "graph": graph},
+        settings={
+            "fine_tune": settings,
+            "recipe": job.recipe,
+            "graph": graph,
+            "scheme": job.scheme,
+        },
         parents=[dataset, guide, student],
         pretrained=None,
     )
@@ -96,6 +99,6 @@ def tuned_weights(job: Tuning, checkpoint: Checkpoint) -> dict[str, NDArray[Any]
 
     from pipeline.quantization.simulate import Simulated
 
-    network = Simulated(job.placed, job.ready)
+    network = Simulated(job.placed, job.ready, job.scheme)
     network.load_state_dict(torch.load(checkpoint.weights_path, weights_only=True))
     return {name: np.asarray(value) for name, value in network.trained().items()}

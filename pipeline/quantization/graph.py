@@ -28,6 +28,8 @@ PIXELS = "pixels"
 """The normalised pixels, which the first layer reads."""
 UINT8_PIXELS, FLOAT_PIXELS, SHIFTED_PIXELS = "uint8_pixels", "float_pixels", "shifted_pixels"
 """What they were before: as the phone has them, but in planes; as float; less their zero point."""
+PIXEL_SCALE, PIXEL_ZERO_POINT = "pixel_scale", "pixel_zero_point"
+"""Constants that they are normalised with."""
 WEIGHTED = ("Conv", "Gemm")
 """Operators with weights: the layers."""
 KNOWN = frozenset(
@@ -187,8 +189,8 @@ def fold_normalisation(model: onnx.ModelProto, checkpoint: Checkpoint) -> Front:
         {
             layer.input[1]: own.astype(np.float32),
             layer.input[2]: bias.astype(np.float32),
-            "pixel_zero_point": np.array(front.zero_point, np.float32),
-            "pixel_scale": np.array(front.scale, np.float32),
+            PIXEL_ZERO_POINT: np.array(front.zero_point, np.float32),
+            PIXEL_SCALE: np.array(front.scale, np.float32),
         },
     )
     layer.input[0] = PIXELS
@@ -196,8 +198,8 @@ def fold_normalisation(model: onnx.ModelProto, checkpoint: Checkpoint) -> Front:
     head = [
         make("Transpose", [INPUT], [UINT8_PIXELS], UINT8_PIXELS, perm=[0, 3, 1, 2]),
         make("Cast", [UINT8_PIXELS], [FLOAT_PIXELS], FLOAT_PIXELS, to=onnx.TensorProto.FLOAT),
-        make("Sub", [FLOAT_PIXELS, "pixel_zero_point"], [SHIFTED_PIXELS], SHIFTED_PIXELS),
-        make("Mul", [SHIFTED_PIXELS, "pixel_scale"], [PIXELS], PIXELS),
+        make("Sub", [FLOAT_PIXELS, PIXEL_ZERO_POINT], [SHIFTED_PIXELS], SHIFTED_PIXELS),
+        make("Mul", [SHIFTED_PIXELS, PIXEL_SCALE], [PIXELS], PIXELS),
     ]
     _require_plain_front(nodes[:first])
     set_nodes(model, [*head, *nodes[first:]])

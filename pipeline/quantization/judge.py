@@ -18,6 +18,8 @@ from runtime import onnx_runtime
 
 Logits = NDArray[np.float32]
 BATCH = 128
+NOISELESS = 200.0
+"""Decibels that are beyond float32."""
 MIN_SAMPLES, SECONDS = 50, 1
 """Timed inferences of each graph, and time for each."""
 
@@ -31,7 +33,7 @@ class Score(NamedTuple):
     """Share on which it names the same class as the float student."""
     snr_db: float
     """Variance of the float student's logits to the mean square of their difference, in decibels;
-    infinite where there is none."""
+    `NOISELESS` where there is none."""
 
 
 class Judge:
@@ -61,8 +63,7 @@ class Judge:
         named = found.argmax(1)
         noise = np.square(found - self._logits, dtype=np.float64).mean()
         signal = np.var(self._logits, dtype=np.float64)
-        with np.errstate(divide="ignore"):
-            snr_db = float(10 * np.log10(signal / noise)) if noise else float("inf")
+        snr_db = float(10 * np.log10(signal / noise)) if noise and signal else NOISELESS
         return Score(
             top1=float((named == self._labels).mean()),
             agreement=float((named == self._logits.argmax(1)).mean()),

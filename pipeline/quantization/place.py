@@ -4,8 +4,9 @@ Weights and ranges are handed to it as overrides, so that what `simulate` trains
 file holds. Schemes, activations first:
 
 - ``u8s8``: uint8 with zero points, per-channel int8 weights: ONNX Runtime's fast path.
-- ``u8s8-reduced``: the same with weights of 7 bits, whose products cannot overflow the 16-bit sums
-  of x86 processors without VNNI.
+- ``u8s8-reduced``: the same with weights of 7 bits, up to 64 steps, in all but depthwise layers.
+  An x86 processor without VNNI adds two products of 8 bits in 16, which cannot overflow then
+  (2 · 255 · 64 < 2 ** 15); depthwise layers are computed otherwise there.
 - ``u8u8``: the weights of u8s8 plus 128 as uint8: the same values by other instructions.
 - ``s8s8``: int8 activations with zero points.
 - ``symmetric``: int8 with zero point 0 and float biases, which TensorRT reads.
@@ -51,18 +52,23 @@ TINIEST_SCALE = float(np.finfo(np.float32).tiny) * 1e4
 class _Types(NamedTuple):
     activation: np.dtype[Any]
     weight: np.dtype[Any]
-    weight_levels: int
-    """Steps from zero to the largest weight."""
+    dense_levels: int = 127
+    """Steps from zero to the largest weight, but for depthwise layers, which have 127."""
 
 
 U8, S8 = np.dtype(np.uint8), np.dtype(np.int8)
 SCHEMES: dict[Scheme | Literal["symmetric"], _Types] = {
-    "u8s8": _Types(U8, S8, 127),
-    "u8s8-reduced": _Types(U8, S8, 63),
-    "u8u8": _Types(U8, U8, 127),
-    "s8s8": _Types(S8, S8, 127),
-    "symmetric": _Types(S8, S8, 127),
+    "u8s8": _Types(U8, S8),
+    "u8s8-reduced": _Types(U8, S8, 64),
+    "u8u8": _Types(U8, U8),
+    "s8s8": _Types(S8, S8),
+    "symmetric": _Types(S8, S8),
 }
+
+
+def weight_levels(node: onnx.NodeProto, scheme: Scheme | Literal["symmetric"]) -> int:
+    """Steps from zero to the largest weight of each channel of a layer."""
+    return 127 if attribute(node, "group", 1) > 1 else SCHEMES[scheme].dense_levels
 
 
 class Placed(NamedTuple):
@@ -217,7 +223,7 @@ def _set_weight_scales(
         weight = values[node.input[1]]
         bias = values[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight), np.float32)
         source = float(grids[_grid_of(node.input[0], makers)]["scale"])
-        scales, widened = weight_scales(weight, bias, source, types.weight_levels)
+        scales, widened = weight_scales(weight, bias, source, weight_levels(node, scheme))
         if widened:
             notes.append(
                 f"{node.name}: the bias of {len(widened)} of {len(weight)} channels would not fit "
@@ -299,7 +305,7 @@ def _read_pixels_directly(model: onnx.ModelProto) -> None:
 
 
 def _keep_float(model: onnx.ModelProto, float_layers: Collection[str]) -> None:
-    """Put a LeakyRelu of slope 1, which changes nothing, behind each convolution that stays float.
+    """Put a LeakyRelu of slope 1, which changes nothing, behind each layer that stays float.
 
     Between Q/DQ pairs ONNX Runtime would quantize its weights by itself, all channels alike (its
     pull request 22969); it does not where something else follows, and folds this one in.
@@ -307,7 +313,7 @@ def _keep_float(model: onnx.ModelProto, float_layers: Collection[str]) -> None:
     nodes = []
     for node in model.graph.node:
         nodes.append(node)
-        if node.op_type == "Conv" and node.name in float_layers:
+        if node.op_type in WEIGHTED and node.name in float_layers:
             plain = f"{node.output[0]}_float"
             same = onnx.helper.make_node("LeakyRelu", [plain], [node.output[0]], plain, alpha=1.0)
             node.output[0] = plain

@@ -18,9 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ExportError
-from pipeline.quantization.graph import PIXELS, UINT8_PIXELS, WEIGHTED, attribute, constants
-from pipeline.quantization.place import SCHEMES, TINIEST_SCALE, WIDEST_BIAS
-from pipeline.records import Scheme
+from pipeline.quantization.graph import (
+    PIXEL_SCALE,
+    PIXEL_ZERO_POINT,
+    PIXELS,
+    UINT8_PIXELS,
+    WEIGHTED,
+    attribute,
+    constants,
+)
+from pipeline.quantization.place import TINIEST_SCALE, WIDEST_BIAS, weight_levels
+from pipeline.records import InputSpec, Scheme
 
 Operator = Callable[..., Tensor]
 """The inputs of a node, then its parameters -> its output."""
@@ -55,7 +63,7 @@ class Simulated(nn.Module):
         super().__init__()
         self._values = constants(placed)
         self._learned = _learned(ready)
-        self._levels = SCHEMES[scheme].weight_levels
+        self._scheme: Scheme = scheme
         self._makers = {name: node for node in placed.graph.node for name in node.output}
         self._own: dict[str, str] = {}
         self._steps: list[_Step] = []
@@ -147,7 +155,7 @@ class Simulated(nn.Module):
         apply = F.linear if node.op_type == "Gemm" else _convolution(node)
         if node.input[1] not in self._makers:  # a layer that stays float
             return apply
-        source, levels = self._source_scale(node), self._levels
+        source, levels = self._source_scale(node), weight_levels(node, self._scheme)
 
         def operator(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             return apply(x, *_rounded(weight, bias, source, levels))
@@ -169,6 +177,18 @@ class Simulated(nn.Module):
             value = torch.from_numpy(self._learned[name].copy())
             self.register_parameter(self._own[name], nn.Parameter(value))
         return self._own[name]
+
+
+def normalisation(placed: onnx.ModelProto, spec: InputSpec) -> InputSpec:
+    """`spec` with the mean and deviation that the pixels of `placed` are normalised with."""
+    values = constants(placed)
+    reader = next(node for node in placed.graph.node if UINT8_PIXELS in node.input)
+    if reader.op_type == "DequantizeLinear":
+        scale, zero = values[reader.input[1]], values[reader.input[2]]
+    else:
+        scale, zero = values[PIXEL_SCALE], values[PIXEL_ZERO_POINT]
+    mean, std = (float(zero) / 255,), (1 / (255 * float(scale)),)
+    return spec.model_copy(update={"mean": mean * spec.channels, "std": std * spec.channels})
 
 
 def _learned(ready: onnx.ModelProto) -> Mapping[str, np.ndarray]:

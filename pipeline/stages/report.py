@@ -4,38 +4,27 @@ Pages are pure functions of the `Report`. The HTML page is one file that works f
 a network: plotly.js is inlined, and colours follow the reader's light or dark setting by CSS.
 """
 
-import html
 import os
 import re
-from collections.abc import Callable, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from plotly.offline import get_plotlyjs
 
-from pipeline import verdict
+from pipeline import elsewhere, figures, precision, verdict, wording
 from pipeline.errors import StoreError
 from pipeline.store import writing
-from pipeline.summary import FILE, ArtifactRow, EpochRow, Report
-from pipeline.verdict import AnyRow
+from pipeline.summary import FILE, EpochRow, Report
+from pipeline.wording import LONG
 
 PAGES = ("report.html", "report.md", FILE)
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
-GREY, BLUE, GREEN, ORANGE = "#7f868f", "#3b7dd8", "#2b966a", "#d2691e"
-"""Each has a contrast of at least 3:1 to the light and to the dark page."""
-PRECISION = {"fp32": BLUE, "fp16": GREEN, "int8": ORANGE}
-ROLE = {"teacher": (GREY, "dot"), "baseline": (ORANGE, "dash"), "student": (BLUE, "solid")}
-ROLE_SYMBOL = {"teacher": "diamond-open", "baseline": "square-open", "student": "circle-open"}
-SYMBOLS = ("circle", "square", "triangle-up", "diamond", "star", "triangle-down", "cross")
-GLYPHS = dict(zip((*SYMBOLS, *ROLE_SYMBOL.values()), "●■▲◆★▼✚◇□○", strict=True))
-"""Plotly's symbols as text, for a legend that wraps on a phone."""
 NUMBERS = ("number", "percent", "interval", "megabytes", "points", "network", "effort")
-"""What templates may say of numbers, from `verdict`."""
-LONG = 20
-"""Rows of a table shown at once; the others are folded away."""
+"""What templates may say of numbers, from `wording`."""
+FIGURES = ("scatter", "curves", "losses", "layers")
+"""From `figures`, by the ids of their places on the page."""
 
 
 def write(report: Report, folder: Path) -> None:
@@ -70,11 +59,11 @@ def to_markdown(report: Report) -> str:
 
 def to_html(report: Report) -> str:
     """The page: one file, no network."""
-    figures = {"scatter": scatter(report), "curves": curves(report), "losses": losses(report)}
+    made = {name: getattr(figures, name)(report) for name in FIGURES}
     # "<" inside a script could end it; in JSON it may be written as an escape
     drawn = {
         name: str(figure.to_json()).replace("<", "\\u003c")
-        for name, figure in figures.items()
+        for name, figure in made.items()
         if figure
     }
     return _render(
@@ -92,7 +81,7 @@ def _render(template: str, report: Report, **more: Any) -> str:
         keep_trailing_newline=True,
     )
     page.filters.update(
-        {name: getattr(verdict, name) for name in NUMBERS},
+        {name: getattr(wording, name) for name in NUMBERS},
         md=escape_markdown,
         tied=tied,
     )
@@ -106,13 +95,32 @@ def _render(template: str, report: Report, **more: Any) -> str:
         contract=verdict.contract(report),
         classes=class_rows(report),
         class_noise=class_noise(report),
-        integers=integers(report),
-        key=key(report),
+        int8=_int8(report),
+        file_notes=precision.file_notes(report),
+        key=figures.key(report),
         curve_table=curve_rows(report),
-        settings=list(verdict.flat(report.settings)),
+        settings=list(wording.flat(report.settings)),
         long=LONG,
         **more,
     )
+
+
+def _int8(report: Report) -> dict[str, Any]:
+    """What the section on int8 shows; a part that the run has not is empty."""
+    return {
+        "facts": precision.facts(report),
+        "islands": precision.islands(report),
+        "notes": report.quantization.notes if report.quantization else (),
+        "trials": precision.trial_rows(report),
+        "trials_note": precision.trials_note(report),
+        "layers": precision.layer_rows(report),
+        "worst": precision.worst_layers(report, LONG),
+        "layers_note": precision.layers_note(report),
+        "rescue": precision.rescue_lines(report),
+        "cpus": elsewhere.cpu_rows(report),
+        "schemes": elsewhere.scheme_rows(report),
+        "not_run": elsewhere.not_run(report),
+    }
 
 
 def tied(text: str) -> str:
@@ -124,161 +132,6 @@ def escape_markdown(text: str) -> str:
     """`text` as one line of literal Markdown: names come from users' folders."""
     flat = " ".join(str(text).split())
     return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", flat).replace("&", "&amp;")
-
-
-# ---- figures ----
-
-
-def scatter(report: Report) -> go.Figure | None:
-    """Top-1 against p50 latency, of the rows measured under the most common condition."""
-    rows = comparable(report)
-    if not rows:
-        return None
-    figure = go.Figure()
-    front = pareto([row for row in rows if isinstance(row, ArtifactRow)])
-    line = {"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv"}
-    if len(front) > 1:
-        x, y = [_p50(row) for row in front], [100 * (row.top1 or 0) for row in front]
-        figure.add_scatter(x=x, y=y, mode="lines", name="Pareto front", line=line, hoverinfo="skip")
-    for row in rows:
-        figure.add_trace(_point(row, *_mark(report, row)))
-    _style(figure, "latency, p50 ms", "top-1, %", 400)
-    figure.update_layout(showlegend=False)  # the page has its own, see `key`
-    times = [_p50(row) for row in rows]
-    if max(times) > 6 * min(times):
-        ticks = [digit * 10.0**power for power in range(-3, 5) for digit in (1, 2, 5)]
-        labels = [f"{tick:g}" for tick in ticks]
-        title = "latency, p50 ms (log scale)"
-        figure.update_xaxes(type="log", tickvals=ticks, ticktext=labels, title_text=title)
-    return figure
-
-
-def comparable(report: Report) -> list[AnyRow]:
-    """The rows with both numbers, measured on one host under one profile: the most common one."""
-    rows = [row for row in report.rows if row.latency and row.top1 is not None]
-    conditions = [(row.latency.host, verdict.condition(row.latency)) for row in rows if row.latency]
-    usual = max(conditions, key=conditions.count, default=None)
-    return [row for row, condition in zip(rows, conditions, strict=True) if condition == usual]
-
-
-def pareto(rows: Sequence[AnyRow]) -> list[AnyRow]:
-    """Those that no other row beats on both latency and top-1, fastest first."""
-    front: list[AnyRow] = []
-    for row in sorted(rows, key=lambda row: (_p50(row), -(row.top1 or 0))):
-        if not front or (row.top1 or 0) > (front[-1].top1 or 0):
-            front.append(row)
-    return front
-
-
-def _p50(row: AnyRow) -> float:
-    assert row.latency is not None
-    return row.latency.p50_ms
-
-
-def _mark(report: Report, row: AnyRow) -> tuple[str, str]:
-    """Colour and symbol: precision and format of a file, the role of a network."""
-    if not isinstance(row, ArtifactRow):
-        return GREY, ROLE_SYMBOL[row.role]
-    formats = list(dict.fromkeys(other.format for other in report.artifacts))
-    return PRECISION[row.precision], SYMBOLS[formats.index(row.format) % len(SYMBOLS)]
-
-
-def key(report: Report) -> list[tuple[str, str, str]]:
-    """The legend of the scatter: colour, glyph and name of each mark."""
-    marks = [(*_mark(report, row), row.title) for row in comparable(report)]
-    return [(color, GLYPHS[symbol], title) for color, symbol, title in marks]
-
-
-def _point(row: AnyRow, color: str, symbol: str) -> go.Scatter:
-    assert row.latency is not None and row.top1 is not None
-    low, high = row.top1_ci95 or (row.top1, row.top1)
-    name = html.escape(row.title)
-    latency = row.latency
-    hover = (
-        f"<b>{name}</b><br>top-1 {verdict.percent(row.top1)} % ({verdict.interval(row.top1_ci95)})"
-        f"<br>p50 {verdict.number(latency.p50_ms)} · p90 {verdict.number(latency.p90_ms)}"
-        f" · p99 {verdict.number(latency.p99_ms)} ms<br>{verdict.megabytes(row.bytes)} MB"
-        f" · agreement {verdict.percent(row.agreement)} %<extra></extra>"
-    )
-    return go.Scatter(
-        x=[latency.p50_ms],
-        y=[100 * row.top1],
-        name=name,
-        mode="markers",
-        marker={"color": color, "symbol": symbol, "size": 11, "line_color": color},
-        error_y={
-            "array": [100 * (high - row.top1)],
-            "arrayminus": [100 * (row.top1 - low)],
-            "color": color,
-            "thickness": 1.2,
-            "width": 3,
-        },
-        hovertemplate=hover,
-    )
-
-
-def curves(report: Report) -> go.Figure | None:
-    """Top-1 on the validation split by epoch."""
-
-    def share(epoch: EpochRow) -> float | None:
-        return None if epoch.val_top1 is None else 100 * epoch.val_top1
-
-    return _by_epoch(report, share, "validation top-1, %", "%{y:.2f} %", 380)
-
-
-def losses(report: Report) -> go.Figure | None:
-    """Mean training loss by epoch."""
-    return _by_epoch(report, lambda epoch: epoch.loss, "training loss", "%{y:.4f}", 300)
-
-
-def _by_epoch(
-    report: Report, value: Callable[[EpochRow], float | None], title: str, told: str, height: int
-) -> go.Figure | None:
-    figure = go.Figure()
-    for row in report.models:
-        color, dash = ROLE[row.role]
-        if row.history:
-            figure.add_scatter(
-                x=[epoch.epoch for epoch in row.history],
-                y=[value(epoch) for epoch in row.history],
-                name=row.role,
-                mode="lines+markers" if len(row.history) < LONG else "lines",
-                line={"color": color, "dash": dash, "width": 2},
-                hovertemplate=f"{row.role}, epoch %{{x}}: {told}<extra></extra>",
-            )
-    if not figure.data:
-        return None
-    _style(figure, "epoch", title, height)
-    return figure
-
-
-def _style(figure: go.Figure, x: str, y: str, height: int) -> None:
-    """Transparent and unhurried; the page's CSS gives text and grid their colours."""
-    axis = {"fixedrange": True, "zeroline": False, "automargin": True, "title_standoff": 12}
-    figure.update_layout(
-        template="none",
-        height=height,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 8, "r": 16, "t": 12, "b": 8},
-        legend={
-            **{"orientation": "h", "x": 0, "xref": "container", "xanchor": "left"},
-            **{"y": 0, "yref": "container", "yanchor": "bottom"},
-        },
-        hovermode="closest",
-        dragmode=False,
-    )
-    figure.update_xaxes(
-        title_text=x,
-        showgrid=False,
-        ticks="outside",
-        linecolor=GREY,
-        showline=True,
-        tickcolor=GREY,
-        **axis,
-    )
-    figure.update_yaxes(title_text=y, showgrid=True, **axis)
 
 
 # ---- tables that only the page has ----
@@ -308,15 +161,6 @@ def class_noise(report: Report) -> tuple[int, float] | None:
         return None
     typical = sorted(counts)[len(counts) // 2]
     return (typical, 1.96 * sqrt(student.top1 * (1 - student.top1) / typical)) if typical else None
-
-
-def integers(report: Report) -> str:
-    """The operators of the int8 graph, and how many of them compute in integers."""
-    if report.quantization is None:
-        return ""
-    row = report.quantization
-    listed = ", ".join(f"{name} {count}" for name, count in sorted(row.operators.items()))
-    return f"{row.fused.line}: {listed}" if row.fused else listed
 
 
 def curve_rows(report: Report) -> list[tuple[int, list[EpochRow | None]]]:

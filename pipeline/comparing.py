@@ -1,0 +1,94 @@
+"""Two rows side by side: what sets them apart, and why an int8 file is slower than a float one."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from benchmarks.operators import CONVERSIONS, families
+from benchmarks.stats import Interval, paired_difference, unpaired_interval
+from pipeline.summary import ArtifactRow, LatencyRow, ModelRow, Report
+from pipeline.wording import condition, number
+
+OVERHEAD = 2
+"""A profile that sums up to more than so many latencies shows mostly what profiling costs each
+operator (some 3 µs): they are that quick, and it cannot tell which is to blame."""
+AnyRow = ModelRow | ArtifactRow
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Top-1 of B minus top-1 of A."""
+
+    value: float
+    ci95: Interval
+    paired: bool
+
+
+def difference(a: AnyRow, b: AnyRow, *, same_images: bool) -> Difference | None:
+    """Paired where both rows kept their answers to the same images; None without accuracies."""
+    if a.top1 is None or b.top1 is None or not a.n or not b.n:
+        return None
+    right_a, right_b = a.correctness(), b.correctness()
+    if same_images and right_a is not None and right_b is not None and a.n == b.n:
+        found = paired_difference(right_a, right_b)
+        return Difference(found.difference, found.ci95, paired=True)
+    return Difference(b.top1 - a.top1, unpaired_interval(a.top1, a.n, b.top1, b.n), paired=False)
+
+
+def incomparable(a: LatencyRow, b: LatencyRow) -> str:
+    """Why two latencies must not be compared; empty where they may."""
+    if a.host != b.host:
+        return f"measured on different hosts: {a.host} / {b.host}"
+    if (a.profile, a.threads) != (b.profile, b.threads):
+        return f"measured under different profiles: {condition(a)} / {condition(b)}"
+    return ""
+
+
+def slow(report: Report) -> Iterator[str]:
+    """A sentence for each int8 file that is slower than the float file beside it, and why."""
+    for plain, int8 in report.int8_pairs():
+        a, b = plain.latency, int8.latency
+        if int8.variant == "symmetric":  # made for TensorRT: CPU kernels want zero points
+            continue
+        if a and b and not incomparable(a, b) and b.p50_ms >= a.p50_ms:
+            counts = report.quantization.operators if report.quantization else {}
+            told = f"{number(b.p50_ms)} against {number(a.p50_ms)} ms"
+            yield (
+                f"{int8.title} is slower than {plain.precision} on this host (p50 {told})"
+                f"{_blame(plain, int8, b.p50_ms - a.p50_ms, counts)}."
+            )
+
+
+def _blame(plain: ArtifactRow, int8: ArtifactRow, gap: float, counts: Mapping[str, int]) -> str:
+    """What makes int8 slower by `gap` ms: some of its operators, or their number (`counts`)."""
+    if plain.precision != "fp32" or not (plain.operators_ms and int8.operators_ms and int8.latency):
+        return (
+            ": operators that stay float are surrounded by conversions, this processor lacks int8 "
+            "instructions, or the network is so small that fixed costs outweigh its arithmetic"
+        )
+    before, after = families(plain.operators_ms), families(int8.operators_ms)
+    lost = {name: after.get(name, 0) - before.get(name, 0) for name in {**before, **after}}
+    least = max(0.0005, sum(loss for loss in lost.values() if loss > 0) / 20)
+
+    def listed(sign: int) -> str:
+        largest = sorted(lost, key=lambda name: -sign * lost[name])[:3]
+        return ", ".join(
+            f"{name} ({_time(after.get(name, 0))} against {_time(before.get(name, 0))} ms)"
+            for name in largest
+            if sign * lost[name] > least
+        )
+
+    more, less, in_all = listed(1), listed(-1), sum(lost.values())
+    many = f"{sum(counts.values())} operators" if counts else "operators"
+    if converting := families(counts).get(CONVERSIONS):
+        many += f" ({converting:.0f} of them {CONVERSIONS})"
+    if sum(after.values()) > OVERHEAD * int8.latency.p50_ms:
+        return f": in so small a network the fixed costs of its {many} outweigh their arithmetic"
+    other = "other work on this machine"
+    if not more or in_all <= 0:
+        return f". Profiled, its {many} take no longer in all: fixed costs between them, or {other}"
+    rest = f"; fixed costs of its {many}, or {other}, make up the rest" if in_all < gap / 2 else ""
+    return f". Profiled, it spends more on {more}" + (f"; less on {less}" if less else "") + rest
+
+
+def _time(ms: float) -> str:
+    return number(ms) if ms else "0"

@@ -1,0 +1,213 @@
+"""The page's figures, as plotly draws them: pure functions of the `Report`."""
+
+import html
+from collections.abc import Callable, Sequence
+
+import plotly.graph_objects as go
+
+from pipeline import precision, wording
+from pipeline.comparing import AnyRow
+from pipeline.summary import ArtifactRow, EpochRow, Report
+
+GREY, BLUE, GREEN, ORANGE = "#7f868f", "#3b7dd8", "#2b966a", "#d2691e"
+"""Each has a contrast of at least 3:1 to the light and to the dark page."""
+PRECISION = {"fp32": BLUE, "fp16": GREEN, "int8": ORANGE}
+ROLE = {"teacher": (GREY, "dot"), "baseline": (ORANGE, "dash"), "student": (BLUE, "solid")}
+ROLE_SYMBOL = {"teacher": "diamond-open", "baseline": "square-open", "student": "circle-open"}
+SYMBOLS = ("circle", "square", "triangle-up", "diamond", "star", "triangle-down", "cross")
+GLYPHS = dict(zip((*SYMBOLS, *ROLE_SYMBOL.values()), "●■▲◆★▼✚◇□○", strict=True))
+"""Plotly's symbols as text, for a legend that wraps on a phone."""
+
+
+def scatter(report: Report) -> go.Figure | None:
+    """Top-1 against p50 latency, of the rows measured under the most common condition."""
+    rows = comparable(report)
+    if not rows:
+        return None
+    figure = go.Figure()
+    front = pareto([row for row in rows if isinstance(row, ArtifactRow)])
+    line = {"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv"}
+    if len(front) > 1:
+        x, y = [_p50(row) for row in front], [100 * (row.top1 or 0) for row in front]
+        figure.add_scatter(x=x, y=y, mode="lines", name="Pareto front", line=line, hoverinfo="skip")
+    for row in rows:
+        figure.add_trace(_point(row, *_mark(report, row)))
+    _style(figure, "latency, p50 ms", "top-1, %", 400)
+    figure.update_layout(showlegend=False)  # the page has its own, see `key`
+    times = [_p50(row) for row in rows]
+    if max(times) > 6 * min(times):
+        ticks = [digit * 10.0**power for power in range(-3, 5) for digit in (1, 2, 5)]
+        labels = [f"{tick:g}" for tick in ticks]
+        title = "latency, p50 ms (log scale)"
+        figure.update_xaxes(type="log", tickvals=ticks, ticktext=labels, title_text=title)
+    return figure
+
+
+def comparable(report: Report) -> list[AnyRow]:
+    """The rows with both numbers, measured on one host under one profile: the most common one."""
+    rows = [row for row in report.rows if row.latency and row.top1 is not None]
+    conditions = [(row.latency.host, wording.condition(row.latency)) for row in rows if row.latency]
+    usual = max(conditions, key=conditions.count, default=None)
+    return [row for row, condition in zip(rows, conditions, strict=True) if condition == usual]
+
+
+def pareto(rows: Sequence[AnyRow]) -> list[AnyRow]:
+    """Those that no other row beats on both latency and top-1, fastest first."""
+    front: list[AnyRow] = []
+    for row in sorted(rows, key=lambda row: (_p50(row), -(row.top1 or 0))):
+        if not front or (row.top1 or 0) > (front[-1].top1 or 0):
+            front.append(row)
+    return front
+
+
+def _p50(row: AnyRow) -> float:
+    assert row.latency is not None
+    return row.latency.p50_ms
+
+
+def _mark(report: Report, row: AnyRow) -> tuple[str, str]:
+    """Colour and symbol: precision and format of a file, the role of a network."""
+    if not isinstance(row, ArtifactRow):
+        return GREY, ROLE_SYMBOL[row.role]
+    formats = list(dict.fromkeys(other.format for other in report.artifacts))
+    return PRECISION[row.precision], SYMBOLS[formats.index(row.format) % len(SYMBOLS)]
+
+
+def key(report: Report) -> list[tuple[str, str, str]]:
+    """The legend of the scatter: colour, glyph and name of each mark."""
+    marks = [(*_mark(report, row), row.title) for row in comparable(report)]
+    return [(color, GLYPHS[symbol], title) for color, symbol, title in marks]
+
+
+def _point(row: AnyRow, color: str, symbol: str) -> go.Scatter:
+    assert row.latency is not None and row.top1 is not None
+    low, high = row.top1_ci95 or (row.top1, row.top1)
+    name = html.escape(row.title)
+    latency = row.latency
+    hover = (
+        f"<b>{name}</b><br>top-1 {wording.percent(row.top1)} % ({wording.interval(row.top1_ci95)})"
+        f"<br>p50 {wording.number(latency.p50_ms)} · p90 {wording.number(latency.p90_ms)}"
+        f" · p99 {wording.number(latency.p99_ms)} ms<br>{wording.megabytes(row.bytes)} MB"
+        f" · agreement {wording.percent(row.agreement)} %<extra></extra>"
+    )
+    return go.Scatter(
+        x=[latency.p50_ms],
+        y=[100 * row.top1],
+        name=name,
+        mode="markers",
+        marker={"color": color, "symbol": symbol, "size": 11, "line_color": color},
+        error_y={
+            "array": [100 * (high - row.top1)],
+            "arrayminus": [100 * (row.top1 - low)],
+            "color": color,
+            "thickness": 1.2,
+            "width": 3,
+        },
+        hovertemplate=hover,
+    )
+
+
+def curves(report: Report) -> go.Figure | None:
+    """Top-1 on the validation split by epoch."""
+
+    def share(epoch: EpochRow) -> float | None:
+        return None if epoch.val_top1 is None else 100 * epoch.val_top1
+
+    return _by_epoch(report, share, "validation top-1, %", "%{y:.2f} %", 380)
+
+
+def losses(report: Report) -> go.Figure | None:
+    """Mean training loss by epoch."""
+    return _by_epoch(report, lambda epoch: epoch.loss, "training loss", "%{y:.4f}", 300)
+
+
+def _by_epoch(
+    report: Report, value: Callable[[EpochRow], float | None], title: str, told: str, height: int
+) -> go.Figure | None:
+    figure = go.Figure()
+    for row in report.models:
+        color, dash = ROLE[row.role]
+        if row.history:
+            figure.add_scatter(
+                x=[epoch.epoch for epoch in row.history],
+                y=[value(epoch) for epoch in row.history],
+                name=row.role,
+                mode="lines+markers" if len(row.history) < wording.LONG else "lines",
+                line={"color": color, "dash": dash, "width": 2},
+                hovertemplate=f"{row.role}, epoch %{{x}}: {told}<extra></extra>",
+            )
+    if not figure.data:
+        return None
+    _style(figure, "epoch", title, height)
+    return figure
+
+
+def layers(report: Report) -> go.Figure | None:
+    """Decibels that the logits gain when a layer alone is float, of the layers that gain most."""
+    rows = precision.worst_layers(report, wording.LONG)
+    if not rows:
+        return None
+    names = [html.escape(row.name) for row in rows]
+    hovers = [
+        f"<b>{name}</b><br>layer {row.place} of the network, {wording.number(row.macs / 1e6)} M "
+        f"MACs<br>alone in float: {precision.decibels(row.gain_db)},<br>validation top-1 "
+        f"{wording.percent(row.val_top1)} %"
+        for name, row in zip(names, rows, strict=True)
+    ]
+    figure = go.Figure()
+    figure.add_bar(
+        x=[row.gain_db for row in rows],
+        y=list(range(len(rows))),
+        orientation="h",
+        width=0.6,
+        marker_color=[BLUE if row.kept else ORANGE for row in rows],
+        hovertext=hovers,
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+    _style(figure, "gain when alone in float, dB", "", 90 + 23 * len(rows))
+    figure.update_xaxes(showgrid=True, zeroline=True, zerolinecolor=GREY, showline=False)
+    ticks = [html.escape(_short(row.name)) for row in rows]
+    figure.update_yaxes(
+        autorange="reversed",
+        showgrid=False,
+        title_text=None,
+        ticks="outside",
+        tickcolor="rgba(0,0,0,0)",  # a gap between names and bars
+        tickvals=list(range(len(rows))),
+        ticktext=ticks,
+    )
+    return figure
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for bars on a phone: its middle may be missing."""
+    return name if len(name) <= 22 else f"{name[:8]}…{name[-13:]}"
+
+
+def _style(figure: go.Figure, x: str, y: str, height: int) -> None:
+    """Transparent and unhurried; the page's CSS gives text and grid their colours."""
+    axis = {"fixedrange": True, "zeroline": False, "automargin": True, "title_standoff": 12}
+    figure.update_layout(
+        template="none",
+        height=height,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13},
+        margin={"l": 8, "r": 16, "t": 12, "b": 8},
+        legend={
+            **{"orientation": "h", "x": 0, "xref": "container", "xanchor": "left"},
+            **{"y": 0, "yref": "container", "yanchor": "bottom"},
+        },
+        hovermode="closest",
+        dragmode=False,
+    )
+    figure.update_xaxes(
+        title_text=x,
+        showgrid=False,
+        ticks="outside",
+        linecolor=GREY,
+        showline=True,
+        tickcolor=GREY,
+        **axis,
+    )
+    figure.update_yaxes(title_text=y, showgrid=True, **axis)
