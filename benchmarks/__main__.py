@@ -144,6 +144,8 @@ def quantization(
     from pipeline.store import Store
 
     pairs = [each.partition("=") for each in folder or []]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise ConfigError(f"--folder {wrong[0]}: not of the form IMAGES=FOLDER")
     entries = bench.read(plan, set_ or [], {name: Path(place) for name, _, place in pairs})
     _check_place(out)
     origin = _provenance()

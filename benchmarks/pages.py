@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.table import Table
 
-from benchmarks import distillation, quantization, training
+from benchmarks import distillation, int8_latency, quantization, training
 from benchmarks.stats import Interval, mean_interval
 from pipeline.quantized import Fused
 from pipeline.wording import NONE, interval, percent, points, points_interval
@@ -200,14 +200,15 @@ def int8_facts(found: quantization.Found) -> list[str]:
         "stock: `onnxruntime.quantization.quantize_static` after its `quant_pre_process`: Q/DQ, "
         "uint8 activations by minimum and maximum over 512 training images (accuracy) or noise "
         "(latency), per-channel int8 weights",
-        "int8: this project's quantize stage as its defaults are, chosen on the validation split",
+        "int8: accuracy of what this project's quantize stage ships with its defaults; latency of the "
+        f"types that it mostly chose, {found.timings[0].scheme}",
         "accuracy: ONNX Runtime on this host, the whole test split; loss is float minus int8, with "
         "its paired 95 % interval",
         "simulation: share of the test images on which the torch network that was fine-tuned names "
         "the same class as ONNX Runtime",
-        f"latency: {quantization.SIZE} px, {quantization.CLASSES} classes, random weights, one "
-        f"thread, one image, one process; {quantization.ROUNDS} rounds in which each file is timed "
-        f"{quantization.PER_ROUND} times by itself, medians; ratio: median over the rounds (least "
+        f"latency: {int8_latency.SIZE} px, {int8_latency.CLASSES} classes, random weights, one "
+        f"thread, one image, one process; {int8_latency.ROUNDS} rounds in which each file is timed "
+        f"{int8_latency.PER_ROUND} times by itself, medians; ratio: median over the rounds (least "
         "to most)",
         "islands: groups of operators that stay float between integer ones, in the graph that ONNX "
         "Runtime runs here",
@@ -230,7 +231,13 @@ def int8_tables(found: quantization.Found) -> list[Table]:
     )
     for row in found.rows:
         accuracy.add_row(
-            *(row.images, row.student, row.how, percent(row.float_top1), percent(row.stock_top1)),
+            *(
+                row.images,
+                row.student,
+                f"{row.how}, {row.scheme}",
+                percent(row.float_top1),
+                percent(row.stock_top1),
+            ),
             percent(row.int8_top1),
             f"{points(row.loss)} ({points_interval(row.loss_ci95)})",
             points(row.float_top1 - row.stock_top1),
@@ -240,7 +247,7 @@ def int8_tables(found: quantization.Found) -> list[Table]:
         )
     latency = _table(
         1,
-        f"Latency at {quantization.SIZE} px, one thread, ms",
+        f"Latency at {int8_latency.SIZE} px, one thread, ms",
         *("network", "float", "stock", "int8", "float / int8", "float / stock", "size"),
         *("islands", "stock islands"),
     )
@@ -263,14 +270,14 @@ def _islands(fused: Fused) -> str:
 def _elsewhere(found: quantization.Found) -> Table:
     table = _table(
         3,
-        "The same int8 file on other CPUs, the first 1,000 test images",
-        *("images", "student", "CPU", "top-1 % there", "here", "points apart", "differ %"),
+        "The same int8 file on other CPUs, over some of the test images",
+        *("images", "student", "CPU", "n", "top-1 % there", "here", "points apart", "differ %"),
     )
     for row in found.rows:
         for check in row.cpus:
             if check.apart is not None and check.differs is not None:
                 table.add_row(
-                    *(row.images, row.student, check.cpu, percent(check.top1)),
+                    *(row.images, row.student, check.cpu, str(check.n), percent(check.top1)),
                     *(percent(check.host_top1), f"{check.apart:.2f}", percent(check.differs)),
                 )
     return table
@@ -283,8 +290,8 @@ def _int8_goals(found: quantization.Found) -> Table:
         title = f"{row.student}, {row.images}: points lost"
         table.add_row(title, points(row.loss), f"at most {most:g}")
     for each in found.timings:
-        least = quantization.LEAST_RATIO[each.network]
-        title = f"{each.network}, {quantization.SIZE} px: float / int8"
+        least = int8_latency.LEAST_RATIO[each.network]
+        title = f"{each.network}, {int8_latency.SIZE} px: float / int8"
         table.add_row(title, f"{each.ratio:.2f}", f"at least {least:g}")
     islands = max(len(each.fused.islands) for each in (*found.rows, *found.timings))
     size = max(each.bytes / each.float_bytes for each in (*found.rows, *found.timings))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pipeline.quantized import APART, REMEDIES
+from pipeline.quantized import REMEDIES
 from pipeline.records import CpuCheck, Scheme
 from pipeline.summary import Report
 from pipeline.wording import Finding, enumerated, percent
@@ -84,7 +84,7 @@ def same_everywhere(report: Report) -> Finding:
     run = [check for check in checks if check.apart is not None and "native" not in check.cpu]
     if not run:
         return Finding("", "")
-    if far := [check for check in run if _far(check)]:
+    if far := [check for check in run if not check.agrees]:
         told = (
             f"On {_cpu(check)} top-1 is {percent(check.top1)} % against {percent(check.host_top1)} "
             f"% on this host over the same {check.n:,} test images; {percent(check.differs)} % of "
@@ -106,18 +106,13 @@ def same_everywhere(report: Report) -> Finding:
     )
 
 
-def _far(check: CpuCheck) -> bool:
-    # A hair more: 0.2 points of 1,000 images is 0.2000...1 in floating point.
-    return check.apart is not None and check.apart > APART
-
-
 def warnings(report: Report) -> Iterator[str]:
     """Where the file differs, why, and the remedy."""
     title, checks = _shipped(report)
-    yield from (_apart(report, title, check, "test") for check in checks if _far(check))
+    yield from (_apart(report, title, check, "test") for check in checks if not check.agrees)
     row = report.quantization
     if row and not any(check.apart is not None for check in checks):
-        kept = [check for check in row.checks if check.scheme == row.scheme and _far(check)]
+        kept = [check for check in row.checks if check.scheme == row.scheme and not check.agrees]
         yield from (_apart(report, "The int8 graph", check, "validation") for check in kept)
 
 
@@ -140,7 +135,7 @@ def _remedy(report: Report, scheme: Scheme) -> str:
     """Another scheme: one that was found to be the same on every CPU, if there is one."""
     checks = report.quantization.checks if report.quantization else ()
     tried = dict.fromkeys(check.scheme for check in checks if check.apart is not None)
-    far = {check.scheme for check in checks if _far(check)}
+    far = {check.scheme for check in checks if not check.agrees}
     good = [name for name in tried if name and name not in far and name != scheme]
     if good:
         return f'Set quantize.scheme = "{good[0]}", which was the same on validation images.'

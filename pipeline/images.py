@@ -174,6 +174,12 @@ def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterat
             yield waiting.popleft().result()
 
 
+def spread(n: int | None, total: int) -> NDArray[np.int64]:
+    """`n` rows of `total` (None: all), evenly spaced: image folders lie class after class."""
+    n = total if n is None else min(n, total)
+    return np.linspace(0, total - 1, n).round().astype(np.int64)
+
+
 class Images:
     """One split of a stored image set, in order."""
 

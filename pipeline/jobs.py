@@ -77,7 +77,7 @@ def describe(
         width=job.width,
         stem_stride=models.stride_of_stem(job.stem_stride, dataset.input.size) if strided else None,
         labels=dataset.labels,
-        input=dataset.input,
+        input=job.input(dataset),
         params=sum(parameter.numel() for parameter in network.parameters()),
         macs=evaluation.count_macs(network.to("cpu"), dataset),
         device=device,

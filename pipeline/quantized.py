@@ -6,8 +6,6 @@ they choose; the test split is only ever measured.
 
 from pipeline.records import CpuCheck, Record, Result, Scheme
 
-APART = 0.2
-"""Points of top-1 between two CPUs that count as different."""
 REMEDIES: tuple[Scheme, ...] = ("u8u8", "u8s8-reduced", "s8s8")
 """Schemes without 16-bit sums of full 8-bit products, which not every CPU has room for."""
 

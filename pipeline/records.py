@@ -266,6 +266,12 @@ class Latency(Record):
     """.npy file of int64 nanoseconds [n]."""
 
 
+APART = 0.2
+"""Points of top-1 between two CPUs that count as different, if they are more than one image."""
+OTHERWISE = 0.02
+"""Share of images in another class that does, even where the differences cancel out."""
+
+
 class CpuCheck(Record):
     """The same int8 file on another CPU, over the same images."""
 
@@ -290,6 +296,14 @@ class CpuCheck(Record):
             return None
         # Both are counts of so many images: what is between two of them is rounding.
         return round(100 * abs(self.top1 - self.host_top1), 6)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether that CPU answers as this host does, as far as it was run."""
+        if self.apart is None or self.differs is None:
+            return True
+        near = self.apart <= max(APART, 100 / self.n)
+        return near and self.differs <= OTHERWISE
 
 
 class Measurement(Result):

@@ -78,23 +78,20 @@ def export_onnx(source, variant, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def ready(checkpoint, tmp_path_factory):
+def ready(checkpoint):
     """The float graph of `checkpoint`, its front, and ranges from noise."""
-    return make_ready(checkpoint, tmp_path_factory.mktemp("ready"))
+    return make_ready(checkpoint)
 
 
-def make_ready(checkpoint, folder):
-    import onnx
-
-    from pipeline.quantization import calibration, graph
+def make_ready(checkpoint):
+    from pipeline.quantization import calibration, graph, histogram
 
     spec = checkpoint.input
     images = np.random.default_rng(0).integers(
         0, 256, (8, spec.size, spec.size, spec.channels), dtype=np.uint8
     )
-    front = graph.prepare(checkpoint, folder / "ready.onnx")
-    model = onnx.load(folder / "ready.onnx")
-    found = calibration.observe(model, [images], graph.activations(model), threads=1)
+    _, model, front = graph.prepare(checkpoint)
+    found = histogram.observe(model, [images], graph.activations(model), threads=1)
     return model, front, {name: calibration.ranges(each, "minmax") for name, each in found.items()}
 
 

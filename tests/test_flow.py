@@ -39,6 +39,12 @@ width = 0.25
 stem_stride = 2
 recipe = {{ epochs = 3, batch_size = 16, learning_rate = 0.01 }}
 
+[quantize]
+calibration = "minmax"
+fine_tune = {{ batch_size = 16 }}
+sensitivity_images = 0
+cpu_images = 0
+
 [export]
 formats = ["onnx", "coreml", "tensorrt"]
 
@@ -103,7 +109,8 @@ def test_report_follows_the_schema_with_measured_numbers(finished):
         assert row["params"] > 0 and row["macs"] > 0 and row["key"]
     assert found["models"][0]["top1"] > 0.8
     rows = {(r["format"], r["precision"], r["variant"]): r for r in found["artifacts"]}
-    for key in (("onnx", "fp32", None), ("onnx", "int8", None), ("onnx", "int8", "symmetric")):
+    kinds = (("fp32", None), ("fp16", None), ("int8", None), ("int8", "symmetric"))
+    for key in (("onnx", *kind) for kind in kinds):
         row = rows[key]
         assert row["skipped"] is None and row["n"] == 120 and row["parity"]["n"] == 120
         assert row["evaluated_with"].startswith("onnxruntime ")

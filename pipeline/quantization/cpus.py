@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import runtime
 from pipeline.errors import PipelineError
-from pipeline.quantized import APART, REMEDIES
+from pipeline.quantized import REMEDIES
 from pipeline.records import CpuCheck, Scheme
 from runtime import onnx_runtime
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 OTHERS = ("haswell", "arm64")
 """Modules of runtime/ that stand for other CPUs."""
+AT_ONCE = 5000
+"""Images for one emulated process, which are written out for it."""
 
 
 def choose(
@@ -40,7 +42,8 @@ def choose(
     """The scheme whose graph is the same on every CPU, and all checks that were made.
 
     `placed` gives the graph of a scheme. Where that of `first` differs, the `REMEDIES` are tried,
-    the fastest here first. Where none helps, `first` stays.
+    the fastest here first; one on a CPU of which it is not known proves nothing. Where none helps,
+    `first` stays.
     """
     checks = _check(placed(first), first, images, labels, judge.threads)
     if same(checks):
@@ -48,12 +51,17 @@ def choose(
     others: list[Scheme] = [scheme for scheme in REMEDIES if scheme != first]
     graphs = {scheme: placed(scheme) for scheme in others}
     times = dict(zip(graphs, judge.interleaved_ms(list(graphs.values())), strict=True))
+    asked = _answered(checks)
     for scheme in sorted(others, key=times.__getitem__):
         found = _check(graphs[scheme], scheme, images, labels, judge.threads)
         checks += found
-        if same(found):
+        if same(found) and _answered(found) == asked:
             return scheme, checks
     return first, checks
+
+
+def _answered(checks: Sequence[CpuCheck]) -> set[str]:
+    return {check.cpu for check in checks if check.top1 is not None}
 
 
 def _check(
@@ -72,9 +80,10 @@ def _check(
         return compare(path, images, labels, here, threads, scheme)
 
 
-def there() -> dict[str, str]:
-    """What is known of each other CPU: which emulator, or why there is none."""
-    return {name: runtime.load(name).availability().detail for name in OTHERS}
+def there() -> dict[str, str | None]:
+    """Which emulator stands for each other CPU; None where there is none."""
+    found = {name: runtime.load(name).availability() for name in OTHERS}
+    return {name: each.detail if each.ok else None for name, each in found.items()}
 
 
 def compare(
@@ -87,6 +96,7 @@ def compare(
 ) -> tuple[CpuCheck, ...]:
     """The ONNX file at `path` on each other CPU; `here` are this host's logits [n, classes]."""
     named, found = here.argmax(1), []
+    starts = range(0, len(images), AT_ONCE)
     for name in OTHERS:
         module = runtime.load(name)
         available = module.availability()
@@ -94,9 +104,12 @@ def compare(
         if available.ok:
             try:
                 session = module.open(path, threads)
-                other = session.run(images).argmax(1)
+                parts = [session.run(images[i : i + AT_ONCE]) for i in starts]
+                other = np.concatenate(parts).argmax(1)
             except PipelineError as error:
-                why = error.message
+                why = f"{error.message}. {error.remedy}".strip()
+            except OSError as error:
+                why = f"the images could not be handed over: {error}"
             else:
                 found.append(
                     CpuCheck(
@@ -114,5 +127,5 @@ def compare(
 
 
 def same(checks: Sequence[CpuCheck]) -> bool:
-    """Whether no CPU that was run is more than `APART` points from this host."""
-    return all((check.apart or 0.0) <= APART for check in checks)
+    """Whether every CPU that was run answers as this host does."""
+    return all(check.agrees for check in checks)

@@ -8,7 +8,7 @@ images (Hinton et al. 2015), as Mishra & Marr 2018 and Polino et al. 2018 do for
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pipeline.batches import Batch
+
+
+VERSION = 1
+"""Raised when `simulate` or the objective give other weights for the same settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,11 @@ class Tuning(Job):
 
         return normalisation(self.placed, dataset.input)
 
+    @property
+    def table(self) -> str:
+        """The table of the settings file that it comes from."""
+        return "quantize.fine_tune"
+
 
 def tune(
     context: Context,
@@ -58,12 +67,16 @@ def tune(
 ) -> Checkpoint:
     """The checkpoint of `job`, trained under `guide`, or the stored one."""
 
+    from pipeline.devices import pick_device
+
     def work(folder: Path) -> Checkpoint:
         from pipeline import training
 
         objective = _objective(context, settings, guide, job)
         return training.train(job, dataset, context, folder, objective)
 
+    if pick_device(context.device).type == "mps":  # torch has no fake quantization there
+        context = replace(context, device="cpu")
     graph = hashlib.sha256(job.placed.SerializeToString(deterministic=True)).hexdigest()
     return context.trained(
         "fine-tune",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +36,7 @@ KNOWN = frozenset(
     {
         *WEIGHTED,
         *("Add", "Mul", "Clip", "Relu", "LeakyRelu", "Sigmoid", "HardSigmoid"),
-        *("GlobalAveragePool", "AveragePool", "MaxPool", "Concat"),
-        *("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze"),
+        *("GlobalAveragePool", "Flatten", "Reshape"),
     }
 )
 """Operators that the placement knows how to quantize, so that ONNX Runtime computes in integers."""
@@ -52,8 +51,18 @@ class Front(NamedTuple):
     zero_point: int
 
 
-def prepare(checkpoint: Checkpoint, path: Path) -> Front:
-    """Write the float graph of `checkpoint`, ready for quantization, to `path`.
+class Prepared(NamedTuple):
+    """A student's float graph, twice."""
+
+    plain: onnx.ModelProto
+    """As it is exported."""
+    ready: onnx.ModelProto
+    """As quantization starts from it."""
+    front: Front
+
+
+def prepare(checkpoint: Checkpoint) -> Prepared:
+    """The float graph of `checkpoint`, ready for quantization.
 
     Raises `CheckpointError` where a weight is not a number, `ExportError` where the network cannot
     be written as ONNX or has operators that the placement does not know.
@@ -61,24 +70,19 @@ def prepare(checkpoint: Checkpoint, path: Path) -> Front:
     quiet_import()
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, quiet():
-        plain, folded = Path(scratch, "plain.onnx"), Path(scratch, "folded.onnx")
-        write_float_graph(checkpoint, plain)
-        check_weights(onnx.load(plain))
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        written, folded = Path(scratch, "plain.onnx"), Path(scratch, "folded.onnx")
+        write_float_graph(checkpoint, written)
+        plain = onnx.load(written)
+        check_weights(plain)
         # Folds BatchNorm and constants; symbolic shapes would trip over the free batch size.
-        quant_pre_process(plain, folded, skip_symbolic_shape=True)
+        quant_pre_process(written, folded, skip_symbolic_shape=True)
         model = onnx.load(folded)
     name_nodes(model)
     front = fold_normalisation(model, checkpoint)
     pool_globally(model)
     check_operators(model)
-    save(model, path)
-    return front
-
-
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write `model` with the shapes and types of everything in it."""
-    onnx.save(onnx.shape_inference.infer_shapes(model, strict_mode=True), path)
+    return Prepared(plain, onnx.shape_inference.infer_shapes(model, strict_mode=True), front)
 
 
 def constants(model: onnx.ModelProto) -> dict[str, Array]:
@@ -92,7 +96,7 @@ def set_constants(model: onnx.ModelProto, values: Mapping[str, Array]) -> None:
         if each.name in values:
             model.graph.initializer.remove(each)
     for name, value in values.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
 
 
 def with_constants(model: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
@@ -211,7 +215,10 @@ def _require_plain_front(nodes: Sequence[onnx.NodeProto]) -> None:
     """The rewriting is right only for what `Classifier` writes before the network."""
     found = sorted(node.op_type for node in nodes)
     if found != ["Add", "Cast", "Mul", "Transpose"]:
-        raise ExportError(f"the graph does not begin as expected: {', '.join(found)}")
+        raise ExportError(
+            f"the graph does not begin with the normalisation alone, but with: {', '.join(found)}",
+            remedy="Choose another student.arch, or set quantize.enabled to false.",
+        )
 
 
 def pool_globally(model: onnx.ModelProto) -> None:
@@ -254,15 +261,30 @@ def activations(model: onnx.ModelProto) -> list[str]:
     return [name for node in _after_front(model) for name in node.output]
 
 
-def layer_macs(model: onnx.ModelProto) -> dict[str, int]:
-    """Multiply-adds of one image by layer, in the order of the graph, whose shapes are known."""
-    shapes = {
+def shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Shape of each value; 0 for the batch."""
+    return {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*model.graph.value_info, *model.graph.output)
     }
+
+
+def layer_macs(model: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-adds of one image by layer, in the order of the graph, whose shapes are known."""
+    sizes = shapes(model)
     weights = {each.name: list(each.dims) for each in model.graph.initializer}
     return {
-        node.name: prod(weights[node.input[1]]) * prod(shapes[node.output[0]][2:])
+        node.name: prod(weights[node.input[1]]) * prod(sizes[node.output[0]][2:])
         for node in model.graph.node
         if node.op_type in WEIGHTED
     }
+
+
+def check_layers(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Raise `ExportError` naming those of `names` that are no layer of `model`."""
+    known = layers(model)
+    if unknown := sorted(set(names) - set(known)):
+        raise ExportError(
+            f"the network has no layer called {', '.join(unknown)}",
+            remedy=f"Its layers: {', '.join(known)}.",
+        )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pipeline.images import Images
+from pipeline.images import Images, spread
 from runtime import onnx_runtime
 
 Logits = NDArray[np.float32]
@@ -37,16 +38,20 @@ class Score(NamedTuple):
 
 
 class Judge:
-    """Scores graphs on the first `n` images of a split, or on all."""
+    """Scores graphs on `n` images of a split, evenly spaced, or on all."""
 
     def __init__(
         self, float_graph: onnx.ModelProto, images: Images, threads: int, n: int | None = None
     ) -> None:
-        self.n = len(images) if n is None else min(n, len(images))
+        self._rows = spread(n, len(images))
+        self.n = len(self._rows)
         self._images, self.threads = images, threads
-        self._labels = images.labels[: self.n]
-        self._logits = self.answers(float_graph)
-        self.float_top1 = float((self._logits.argmax(1) == self._labels).mean())
+        self._labels = images.labels[self._rows]
+        self.logits = self.answers(float_graph)
+        """The float student's."""
+        self.alone: Callable[[], AbstractContextManager[object]] = nullcontext
+        """Held while something is timed."""
+        self.float_top1 = float((self.logits.argmax(1) == self._labels).mean())
 
     def answers(self, graph: onnx.ModelProto) -> Logits:
         """Logits [n, classes] by ONNX Runtime on this CPU."""
@@ -54,19 +59,19 @@ class Judge:
             path = Path(folder, "graph.onnx")
             onnx.save(graph, path)
             session = onnx_runtime.open(path, self.threads)
-            slices = [slice(i, min(i + BATCH, self.n)) for i in range(0, self.n, BATCH)]
-            return np.concatenate([session.run(x) for x in self._images.ahead(slices)])
+            parts = [self._rows[i : i + BATCH] for i in range(0, self.n, BATCH)]
+            return np.concatenate([session.run(x) for x in self._images.ahead(parts)])
 
     def __call__(self, graph: onnx.ModelProto) -> Score:
         """The score of `graph`."""
         found = self.answers(graph)
         named = found.argmax(1)
-        noise = np.square(found - self._logits, dtype=np.float64).mean()
-        signal = np.var(self._logits, dtype=np.float64)
+        noise = np.square(found - self.logits, dtype=np.float64).mean()
+        signal = np.var(self.logits, dtype=np.float64)
         snr_db = float(10 * np.log10(signal / noise)) if noise and signal else NOISELESS
         return Score(
             top1=float((named == self._labels).mean()),
-            agreement=float((named == self._logits.argmax(1)).mean()),
+            agreement=float((named == self.logits.argmax(1)).mean()),
             snr_db=snr_db,
         )
 
@@ -76,7 +81,7 @@ class Judge:
         In this process: good for ratios among them; a latency to report is measured apart.
         """
         image = self._images[slice(0, 1)]
-        with tempfile.TemporaryDirectory() as folder:
+        with self.alone(), tempfile.TemporaryDirectory() as folder:
             sessions = []
             for number, graph in enumerate(graphs):
                 path = Path(folder, f"{number}.onnx")

@@ -32,8 +32,8 @@ from pipeline.quantization.graph import (
     WEIGHTED,
     Front,
     attribute,
+    check_layers,
     constants,
-    layers,
     open_hard_sigmoids,
     set_nodes,
 )
@@ -94,7 +94,7 @@ def place(
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     model = onnx.ModelProto.FromString(ready.SerializeToString())
-    _check_layers(model, float_layers)
+    check_layers(model, float_layers)
     symmetric = scheme == "symmetric"
     if not symmetric:
         open_hard_sigmoids(model)
@@ -136,15 +136,6 @@ def _quant_type(kind: np.dtype[Any]) -> Any:
     from onnxruntime.quantization import QuantType
 
     return QuantType.QUInt8 if kind == U8 else QuantType.QInt8
-
-
-def _check_layers(model: onnx.ModelProto, names: Collection[str]) -> None:
-    known = layers(model)
-    if unknown := sorted(set(names) - set(known)):
-        raise ExportError(
-            f"the network has no layer called {', '.join(unknown)}",
-            remedy=f"Its layers: {', '.join(known)}.",
-        )
 
 
 def _front_nodes(model: onnx.ModelProto) -> list[str]:
@@ -190,7 +181,10 @@ def _grids(
 def _require_slope(node: onnx.NodeProto) -> None:
     found = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
     if not np.allclose(found, HARD_SIGMOID):
-        raise ExportError(f"{node.name} is a hard sigmoid of slope and offset {found}")
+        raise ExportError(
+            f"{node.name} is a hard sigmoid of slope and offset {found}",
+            remedy="Choose another student.arch, or set quantize.enabled to false.",
+        )
 
 
 def _tensors_data(ranges: Ranges, grids: Collection[str]) -> Any:
@@ -219,9 +213,14 @@ def _set_weight_scales(
         if node.op_type not in WEIGHTED or node.name in float_layers:
             continue
         if node.op_type == "Gemm" and not attribute(node, "transB", 0):
-            raise ExportError(f"{node.name} has its weights the other way round (transB = 0)")
+            raise ExportError(
+                f"{node.name} has its weights the other way round (transB = 0)",
+                remedy="Choose another student.arch, or set quantize.enabled to false.",
+            )
         weight = values[node.input[1]]
-        bias = values[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight), np.float32)
+        bias = np.zeros(len(weight), np.float32)
+        if len(node.input) > 2 and scheme != "symmetric":  # whose biases stay float
+            bias = values[node.input[2]]
         source = float(grids[_grid_of(node.input[0], makers)]["scale"])
         scales, widened = weight_scales(weight, bias, source, weight_levels(node, scheme))
         if widened:

@@ -44,7 +44,7 @@ def search(mixed: Mixed, judge: Judge, losses: Sensitivity, max_drop: float) -> 
     def drop(layers: Sequence[str]) -> float:
         key = frozenset(layers)
         if key not in tried:
-            tried[key] = 100 * (judge.float_top1 - judge(mixed(layers)).top1)
+            tried[key] = round(100 * (judge.float_top1 - judge(mixed(layers)).top1), 9)
         return tried[key]
 
     ranked = [loss.layer for loss in sorted(losses.layers, key=lambda x: -_worth(x, losses))]

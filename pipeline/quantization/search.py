@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from rich.markup import escape
 
 from pipeline.context import Context
 from pipeline.errors import DataError, DivergedError
-from pipeline.images import open_split
+from pipeline.images import open_split, spread
 from pipeline.machine import cores
 from pipeline.progress import console, track
-from pipeline.quantization import calibration, cpus, graph, judge, rescue
+from pipeline.quantization import calibration, cpus, graph, histogram, judge, rescue
 from pipeline.quantization.place import Placed, Ranges, place
 from pipeline.quantization.settings import LEAST_IMAGES, Options
 from pipeline.quantized import Rescue, Sensitivity, Trial
@@ -60,18 +60,22 @@ Checks = tuple[CpuCheck, ...]
 class Search:
     """The search for one student's graph."""
 
-    def __init__(self, settings: Options, subject: Subject, path: Path) -> None:
-        """The float graph is written to `path`, and the calibration images are looked at."""
+    def __init__(self, settings: Options, subject: Subject) -> None:
+        """Looks at the calibration images, and at the float student's answers."""
         self._settings, self._subject = settings, subject
         self._threads = subject.context.threads or cores()
-        self._front = graph.prepare(subject.student, path)
-        self._ready = onnx.load(path)
-        names = graph.activations(self._ready)
-        self._histograms = calibration.observe(
-            self._ready, self._calibration_batches(), names, self._threads
+        prepared = graph.prepare(subject.student)
+        self._ready, self._front = prepared.ready, prepared.front
+        graph.check_layers(self._ready, settings.float_layers)
+        self._names = graph.activations(self._ready)
+        self._histograms = histogram.observe(
+            self._ready, self._calibration_batches(), self._names, self._threads
         )
-        self._val = open_split(subject.dataset, "val")
-        self._judge = judge.Judge(self._ready, self._val, self._threads)
+        self._float, self._val = prepared.plain, open_split(subject.dataset, "val")
+        self._judge = judge.Judge(self._float, self._val, self._threads)
+        self._judge.alone = partial(subject.context.store.alone, "timing")
+        self.notes: list[str] = []
+        """What had to be left out, in words."""
 
     @property
     def calibration_images(self) -> int:
@@ -89,8 +93,9 @@ class Search:
         """The calibration images, a few at a time; refuses those that tell nothing."""
         train, rows = open_split(self._subject.dataset, "train"), self._rows
         first, alike = train[rows[:1]], True
-        for start in range(0, len(rows), calibration.batch_of(train.size)):
-            batch = train[rows[start : start + calibration.batch_of(train.size)]]
+        step = histogram.batch_of(self._ready, self._names)
+        for start in range(0, len(rows), step):
+            batch = train[rows[start : start + step]]
             alike = alike and bool((batch == first).all())
             yield batch
         if alike:
@@ -156,6 +161,7 @@ class Search:
             role="quantized",
             arch=subject.student.arch,
             width=subject.student.width,
+            stem_stride=2 if subject.student.stem_stride == 2 else 1,
             recipe=settings.recipe(subject.augment),
             placed=self.place(best).model,
             scheme=best.scheme,
@@ -167,7 +173,9 @@ class Search:
                 subject.context, settings, job, guide, subject.student, subject.dataset
             )
         except DivergedError as error:
-            console.print(f"[yellow]fine-tuning is left out: {error.message}[/]")
+            note = f"fine-tuning was left out: {error.message}; set {job.table}.learning_rate lower"
+            console.print(f"[yellow]{escape(note)}[/]")
+            self.notes.append(note)
             return None
         ready = graph.with_constants(best.ready, finetune.tuned_weights(job, tuned))
         return self._make(TUNED, best.method, best.scheme, ready, best.ranges)
@@ -188,22 +196,20 @@ class Search:
         tuned = self._tuned(best)
         if tuned is None:
             return best, trials, checks
-        trials.append(tuned.trial)
         if tuned.score >= best.score:
             scheme, more = self._choose(tuned)
             checks += more
-            best = tuned if scheme == tuned.scheme else self._again(tuned, scheme)
-        return best, trials, checks
-
-    def _again(self, made: Made, scheme: Scheme) -> Made:
-        return self._make(made.name, made.method, scheme, made.ready, made.ranges)
+            if scheme != tuned.scheme:
+                tuned = self._make(TUNED, tuned.method, scheme, tuned.ready, tuned.ranges)
+        trials.append(tuned.trial)
+        return max(best, tuned, key=lambda each: each.score), trials, checks
 
     def _choose(self, made: Made) -> tuple[Scheme, Checks]:
         """The scheme that is the same on every CPU, and the checks that showed it."""
         n = self._settings.cpu_images
         if n == 0 or self._settings.scheme != "auto":
             return made.scheme, ()
-        rows = slice(0, None if n == "all" else n)
+        rows = spread(None if n == "all" else n, len(self._val))
         images, labels = self._val[rows], self._val.labels[rows]
 
         def placed(scheme: Scheme) -> onnx.ModelProto:
@@ -222,20 +228,25 @@ class Search:
         return self._losses(made, n) if n else None
 
     def _losses(self, made: Made, n: int | None) -> Sensitivity:
-        some = judge.Judge(self._ready, self._val, self._threads, n)
-        macs = graph.layer_macs(self._ready)
-        return rescue.sensitivity(partial(self._mixed, made), some, macs)
+        some = judge.Judge(self._float, self._val, self._threads, n)
+        rounded = {
+            name: macs
+            for name, macs in graph.layer_macs(self._ready).items()
+            if name not in self._settings.float_layers
+        }
+        return rescue.sensitivity(partial(self._mixed, made), some, rounded)
 
     def rescued(self, made: Made, losses: Sensitivity | None) -> Rescue | None:
         """What `max_drop` asks for, where int8 loses more than that."""
-        limit, drop = self._settings.max_drop, 100 * (self.float_top1 - made.score.top1)
+        limit, drop = self._settings.max_drop, round(100 * (self.float_top1 - made.score.top1), 9)
         if limit is None or drop <= limit:
             return None
         losses = losses or self._losses(made, None)
         found = rescue.search(partial(self._mixed, made), self._judge, losses, limit)
         if found.drop > limit:
-            console.print(
-                f"[yellow]quantize.max_drop = {limit:g}: even with all layers in float the graph "
-                f"loses {found.drop:.2f} points, by the rounding of activations[/]"
+            note = (
+                f"quantize.max_drop = {limit:g}: even with all layers in float the graph loses "
+                f"{found.drop:.2f} points, by the rounding of activations"
             )
+            console.print(f"[yellow]{escape(note)}[/]")
         return found

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from pipeline.errors import ExportError
 from pipeline.quantization.graph import (
+    FLOAT_PIXELS,
     PIXEL_SCALE,
     PIXEL_ZERO_POINT,
     PIXELS,
+    SHIFTED_PIXELS,
     UINT8_PIXELS,
     WEIGHTED,
     attribute,
@@ -34,7 +36,8 @@ Operator = Callable[..., Tensor]
 """The inputs of a node, then its parameters -> its output."""
 PIXEL_NAMES = (PIXELS, UINT8_PIXELS)
 """What the normalised pixels are called in a placed graph that has a front, and in one without."""
-FRONT = ("Transpose", "Cast", "Sub")
+FRONT = (UINT8_PIXELS, FLOAT_PIXELS, SHIFTED_PIXELS, PIXELS)
+"""What is computed before the network; `Classifier` does it."""
 
 
 class _Step(NamedTuple):
@@ -95,7 +98,7 @@ class Simulated(nn.Module):
 
     def _is_silent(self, node: onnx.NodeProto) -> bool:
         """Whether nothing is computed for `node`: the front, and reading a stored constant."""
-        if node.output[0] in PIXEL_NAMES or node.op_type in FRONT:
+        if node.output[0] in FRONT:
             return True
         return node.op_type == "DequantizeLinear" and node.input[0] in self._values
 
@@ -120,7 +123,10 @@ class Simulated(nn.Module):
             rest = [self._values[name].tolist() if name else None for name in node.input[1:]]
             return SIMPLE[node.op_type](node, *rest)
         if node.op_type not in SIMPLE:
-            raise ExportError(f"{node.op_type} ({node.name}) is not known to the simulation")
+            raise ExportError(
+                f"{node.op_type} ({node.name}) is not known to the simulation",
+                remedy="Set quantize.fine_tune.epochs to 0.",
+            )
         return SIMPLE[node.op_type](node)
 
     def _grid(self, node: onnx.NodeProto) -> tuple[float, int, int]:

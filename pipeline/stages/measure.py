@@ -16,7 +16,7 @@ from pydantic import field_validator
 import runtime
 from benchmarks import latency, operators, profiles, stats
 from pipeline.context import Context
-from pipeline.images import Images, open_split
+from pipeline.images import Images, open_split, spread
 from pipeline.machine import cores, cpu_name, versions
 from pipeline.progress import bar, still, track
 from pipeline.quantization import cpus
@@ -90,7 +90,7 @@ class Measure(Settings):
         """Measure every model and every file; the student must be among the `checkpoints`.
 
         Of the `others`, by seed, only the accuracy: they are not shipped. The int8 ONNX file also
-        answers to the first `cpu_images` test images on other CPUs, where they can be emulated.
+        answers to `cpu_images` test images on other CPUs, where they can be emulated.
         """
         more = [(seed, each) for seed, trained in (others or {}).items() for each in trained]
         measured = Measured([], [], {})
@@ -176,7 +176,7 @@ class Measure(Settings):
             Measurement,
             "measure",
             work,
-            version=2,
+            version=3,
             settings=self,
             parents=parents,
             facts=facts,
@@ -269,10 +269,10 @@ def _on_cpus(
     n: int | Literal["all"],
     context: Context,
 ) -> tuple[CpuCheck, ...]:
-    """What the file answers elsewhere to the first `n` test images, to which it gave `logits`."""
+    """What the file answers elsewhere to `n` of the test images, to which it gave `logits`."""
     if n == 0:
         return ()
-    rows = slice(0, None if n == "all" else n)
+    rows = spread(None if n == "all" else n, len(test))
     threads = context.threads or cores()
     return cpus.compare(artifact.path, test[rows], test.labels[rows], logits[rows], threads)
 

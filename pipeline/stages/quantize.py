@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.context import Context
-from pipeline.machine import versions
+from pipeline.machine import cpu_name, versions
 from pipeline.quantization.settings import Options
 from pipeline.quantized import Calibration, Quantized
 from pipeline.records import Checkpoint, Dataset
@@ -49,13 +49,14 @@ class Quantize(Options):
 
         from pipeline.quantization import cpus
 
-        facts = {"seed": context.seed, "cpus": cpus.there() if self.cpu_images else {}}
+        asked = self.cpu_images and self.scheme == "auto"
+        facts = {"seed": context.seed, "host": cpu_name(), "cpus": cpus.there() if asked else {}}
         facts |= versions("torch", "onnx", "onnxscript", "onnxruntime")
         return context.store.get(
             Quantized,
             "quantize",
             work,
-            version=3,
+            version=4,
             settings={"quantize": self, "augment": augment},
             parents=[student, teacher, dataset],
             facts=facts,
@@ -67,7 +68,7 @@ def _quantize(settings: Options, subject: Subject, folder: Path) -> Quantized:
 
     from pipeline.quantization import fused, search
 
-    searched = search.Search(settings, subject, folder / "ready.onnx")
+    searched = search.Search(settings, subject)
     best, trials, checks = searched.agreeing()
     losses = searched.sensitivity(best)
     rescued = searched.rescued(best, losses)
@@ -87,5 +88,5 @@ def _quantize(settings: Options, subject: Subject, folder: Path) -> Quantized:
         sensitivity=losses,
         rescue=rescued,
         checks=checks,
-        notes=placed.notes,
+        notes=(*searched.notes, *placed.notes),
     )
