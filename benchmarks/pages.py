@@ -200,7 +200,7 @@ def int8_facts(found: quantization.Found) -> list[str]:
         "stock: `onnxruntime.quantization.quantize_static` after its `quant_pre_process`: Q/DQ, "
         "uint8 activations by minimum and maximum over 512 training images (accuracy) or noise "
         "(latency), per-channel int8 weights",
-        "int8: accuracy of what this project's quantize stage ships with its defaults; latency of the "
+        "int8: accuracy of what this project's quantize stage ships by default; latency of the "
         f"types that it mostly chose, {found.timings[0].scheme}",
         "accuracy: ONNX Runtime on this host, the whole test split; loss is float minus int8, with "
         "its paired 95 % interval",

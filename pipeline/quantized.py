@@ -6,7 +6,7 @@ they choose; the test split is only ever measured.
 
 from pipeline.records import CpuCheck, Record, Result, Scheme
 
-REMEDIES: tuple[Scheme, ...] = ("u8u8", "u8s8-reduced", "s8s8")
+REMEDIES: tuple[Scheme, ...] = ("u8u8", "u8s8-reduced")
 """Schemes without 16-bit sums of full 8-bit products, which not every CPU has room for."""
 
 

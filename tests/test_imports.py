@@ -35,7 +35,7 @@ LEVELS = (
     "pipeline.comparing pipeline.precision pipeline.elsewhere",
     "pipeline.verdict pipeline.figures",
     "pipeline.tables pipeline.stages.report",
-    "pipeline.flow pipeline.doctor benchmarks.int8_latency benchmarks.stock",
+    "pipeline.flow pipeline.doctor benchmarks.int8_latency",
     "pipeline.__main__ benchmarks.training benchmarks.distillation benchmarks.quantization",
     "benchmarks.pages benchmarks.loops",
     "benchmarks.__main__",

@@ -229,21 +229,78 @@ def test_of_one_method_without_fine_tuning_there_is_one_trial(ruined):
     assert ruined.checks == ()  # the scheme was given
 
 
-# ---- calibration images ----
+# ---- calibration ----
 
 
 @pytest.fixture
-def observed(monkeypatch, quantized):
-    """The images that calibrate a search, whose float graph is there already."""
+def start(monkeypatch, quantized):
+    """Makes searches start from the float graph that is there already, with other constants."""
 
-    def prepare(checkpoint):
-        return graph.Prepared(ready, ready, graph.Front(scale=1 / 60, zero_point=127))
+    def start(**spoilt):
+        ready = graph.with_constants(onnx.load(quantized.folder / quantized.weights), spoilt)
+        ready = onnx.shape_inference.infer_shapes(ready)
+        values = graph.constants(ready)
+        front = graph.Front(float(values[graph.PIXEL_SCALE]), int(values[graph.PIXEL_ZERO_POINT]))
+        monkeypatch.setattr(graph, "prepare", lambda _: graph.Prepared(ready, ready, front))
+        return ready
+
+    start()
+    return start
+
+
+def test_the_method_that_is_kept_is_the_best_of_all(start, trained):
+    """Where two name as many images rightly, by their noise."""
+
+    def best(calibration):
+        settings = SETTINGS.model_copy(
+            update={"calibration": calibration, "fine_tune": FineTune(epochs=0), "cpu_images": 0}
+        )
+        subject = Subject(
+            trained.context, trained.student, trained.student, trained.dataset, Augment()
+        )
+        made, trials, _ = Search(settings, subject).agreeing()
+        return made, len(trials)
+
+    alone = {method: best(method) for method in METHODS}
+    assert all(tried == 1 for _, tried in alone.values())
+    scores = {method: made.score for method, (made, _) in alone.items()}
+    assert len(set(scores.values())) > 1
+    kept, tried = best("best")
+    assert tried == len(METHODS)
+    assert kept.score == scores[kept.method] == max(scores.values())
+
+
+def test_fine_tuning_mends_what_rounding_broke(start, trained):
+    """A layer of whose weights hardly one is left; other layers can make up for it."""
+    before = start()
+    nodes = {node.name: node for node in before.graph.node}
+    values = graph.constants(before)
+    silenced, ruined = nodes[RUINED.replace("2.conv.2", "2.conv.1.0")], nodes[RUINED]
+    weight, dead, bias = (values[name].copy() for name in (ruined.input[1], *silenced.input[1:]))
+    weight[:, 0] = 200 * np.abs(weight).max()
+    dead[0], bias[0] = 0, -1
+    names = (ruined.input[1], *silenced.input[1:])
+    spoilt = start(**dict(zip(names, (weight, dead, bias), strict=True)))
+    tune = FineTune(epochs=4, batch_size=16, learning_rate=0.01, guide="student")
+    settings = SETTINGS.model_copy(update={"calibration": "minmax", "fine_tune": tune})
+    subject = Subject(trained.context, trained.student, trained.student, trained.dataset, Augment())
+    made, (plain, tuned), checks = Search(settings, subject).agreeing()
+    assert made.name == tuned.name == "fine-tuned" and tuned.val_top1 == made.score.top1
+    assert tuned.val_top1 > plain.val_top1 + 0.1
+    assert len(checks) == 2 * 2  # other CPUs are asked again
+    after, started = graph.constants(made.ready), graph.constants(spoilt)
+    moved = {name for name, value in after.items() if (value != started[name]).any()}
+    assert moved >= {node.input[1] for node in nodes.values() if node.op_type in graph.WEIGHTED}
+
+
+@pytest.fixture
+def observed(monkeypatch, start):
+    """The images that calibrate a search."""
 
     def observe(model, batches, *rest):
         return really(model, (seen.append(batch) or batch for batch in batches), *rest)
 
-    ready, seen, really = onnx.load(quantized.folder / quantized.weights), [], histogram.observe
-    monkeypatch.setattr(graph, "prepare", prepare)
+    seen, really = [], histogram.observe
     monkeypatch.setattr(histogram, "observe", observe)
 
     def images(trained, settings=SETTINGS, seed=0, **splits):
