@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pipeline.quantized import REMEDIES
-from pipeline.records import CpuCheck, Scheme
+from pipeline.records import APART, CpuCheck, Scheme
 from pipeline.summary import Report
 from pipeline.wording import Finding, enumerated, percent
 
@@ -125,9 +125,16 @@ def _apart(report: Report, title: str, check: CpuCheck, split: str) -> str:
         if overflows
         else "its kernels round differently"
     )
+    n, where, remedy = f"{check.n:,} {split} images", _cpu(check), _remedy(report, scheme)
+    if (check.apart or 0.0) <= APART:  # what it loses with some it gains with others
+        share = percent(check.differs)
+        return (
+            f"{title} gives {share} % of {n} another class on {where} than on this host: {why}. "
+            f"{remedy}"
+        )
     return (
-        f"{title} is {check.apart:.2f} points {less} accurate on {_cpu(check)} than on this host, "
-        f"over {check.n:,} {split} images: {why}. {_remedy(report, scheme)}"
+        f"{title} is {check.apart:.2f} points {less} accurate on {where} than on this host, over "
+        f"{n}: {why}. {remedy}"
     )
 
 

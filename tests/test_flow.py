@@ -110,8 +110,8 @@ def test_report_follows_the_schema_with_measured_numbers(finished):
     assert found["models"][0]["top1"] > 0.8
     rows = {(r["format"], r["precision"], r["variant"]): r for r in found["artifacts"]}
     kinds = (("fp32", None), ("fp16", None), ("int8", None), ("int8", "symmetric"))
-    for key in (("onnx", *kind) for kind in kinds):
-        row = rows[key]
+    for precision, variant in kinds:
+        row = rows["onnx", precision, variant]
         assert row["skipped"] is None and row["n"] == 120 and row["parity"]["n"] == 120
         assert row["evaluated_with"].startswith("onnxruntime ")
         times = row["latency"]
