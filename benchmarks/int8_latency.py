@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.latency import in_fresh_process
 from benchmarks.stats import Interval
 from benchmarks.stock import write_float, write_stock
 from pipeline.quantized import Fused
@@ -58,7 +62,7 @@ class Timing(BaseModel):
 
 
 def time_network(arch: str, scheme: Scheme) -> Timing:
-    """Float, stock int8 and ours, in turn, in this process, on one thread."""
+    """Float, stock int8 and ours, in turn, in a fresh process, on one thread."""
     from pipeline.quantization import fused
 
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +73,9 @@ def time_network(arch: str, scheme: Scheme) -> Timing:
         write_float(checkpoint, plain)
         write_stock(plain, stock, images)
         _write_ours(checkpoint, ours, images, scheme)
-        rounds = _rounds([plain, stock, ours], images[:1])
+        words = [str(path) for path in (plain, stock, ours)]
+        told = in_fresh_process("benchmarks.int8_latency", words, images[:1], f"timing {arch}")
+        rounds: list[list[float]] = json.loads(told)
         shape = (SIZE, SIZE, 3)
         ratios = [slow / fast for slow, _, fast in rounds]
         medians = [statistics.median(each) for each in zip(*rounds, strict=True)]
@@ -133,9 +139,24 @@ def _write_ours(
 ) -> None:
     import onnx
 
+    from exporters.onnx import compact
     from pipeline.quantization import calibration, graph, histogram, place
 
     _, ready, front = graph.prepare(checkpoint)
     found = histogram.observe(ready, [images], graph.activations(ready), threads=1)
     ranges = {name: calibration.ranges(each, "minmax") for name, each in found.items()}
-    onnx.save(place.place(ready, front, ranges, scheme).model, path)
+    onnx.save(compact(place.place(ready, front, ranges, scheme).model), path)
+
+
+def main() -> None:
+    """The fresh process: times the files on one image and prints `_rounds` as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("paths", type=Path, nargs="+")
+    parser.add_argument("--shape", type=lambda text: tuple(map(int, text.split(","))))
+    options = parser.parse_args()
+    image = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(options.shape)
+    print(json.dumps(_rounds(options.paths, image)))
+
+
+if __name__ == "__main__":
+    main()

@@ -207,9 +207,9 @@ def int8_facts(found: quantization.Found) -> list[str]:
         "simulation: share of the test images on which the torch network that was fine-tuned names "
         "the same class as ONNX Runtime",
         f"latency: {int8_latency.SIZE} px, {int8_latency.CLASSES} classes, random weights, one "
-        f"thread, one image, one process; {int8_latency.ROUNDS} rounds in which each file is timed "
-        f"{int8_latency.PER_ROUND} times by itself, medians; ratio: median over the rounds (least "
-        "to most)",
+        f"thread, one image, a fresh process for each network; {int8_latency.ROUNDS} rounds in "
+        f"which each file is timed {int8_latency.PER_ROUND} times by itself, medians; ratio: "
+        "median over the rounds (least to most)",
         "islands: groups of operators that stay float between integer ones, in the graph that ONNX "
         "Runtime runs here",
         *_cpu_facts(found),

@@ -176,6 +176,7 @@ def _compared(
 ) -> Row:
     import onnx
 
+    from exporters.onnx import compact
     from pipeline.quantization import cpus, fused, judge
 
     test, threads = open_split(dataset, "test"), context.threads or cores()
@@ -209,7 +210,7 @@ def _compared(
             how=next(trial.name for trial in quantized.trials if trial.kept),
             fused=quantized.fused,
             stock_fused=fused.examine(stock, shape),
-            bytes=int8.stat().st_size,
+            bytes=compact(onnx.load(int8)).ByteSize(),
             stock_bytes=stock.stat().st_size,
             float_bytes=plain.stat().st_size,
             cpus=checks,
