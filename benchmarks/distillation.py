@@ -5,7 +5,6 @@ where it was, and what a run of the pipeline trained is not trained again. Who i
 the validation split; the test split is touched once, at the end, for all.
 """
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -154,12 +153,7 @@ def read(path: Path, more: Sequence[str] = ()) -> Entries:
 
 
 def _parse(path: Path) -> Tournament:
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    values = configs.parse(path)
     tables = values.get("entrant")
     if isinstance(tables, list):
         numbered = enumerate(tables, 1)

@@ -8,11 +8,10 @@ their weights are random, which changes no operator.
 from __future__ import annotations
 
 import tempfile
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +107,7 @@ def read(
     `folders` are image sets by name that lie in a folder (``train/<class>/*``, ``test/<class>/*``).
     Raises `ConfigError` for whatever does not fit, before anything is trained.
     """
-    plan, folders = _parse(path), folders or {}
+    plan, folders = read_table(configs.parse(path), Plan, (str(path),)), folders or {}
     names = [images.name for images in plan.images]
     if unknown := set(folders) - set(names):
         raise ConfigError(f"no images are called {', '.join(unknown)}", f"In {path}: {names}")
@@ -122,16 +121,6 @@ def read(
             flow.check(config)
             found.append((images.name, config))
     return found
-
-
-def _parse(path: Path) -> Plan:
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return read_table(values, Plan, (str(path),))
 
 
 def run(entries: Sequence[tuple[str, Config]], store: Store) -> Found:

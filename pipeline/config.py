@@ -75,20 +75,28 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises `ConfigError` naming every key that is unknown, mistyped or out of range.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        values = parse(path)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         shipped = ", ".join(sorted(str(p) for p in Path(__file__).parent.glob("configs/*.toml")))
         raise ConfigError(f"there is no file {path}", remedy=f"Shipped: {shipped}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _put(values, override)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{path}:\n{explain(error, Config)}") from error
+
+
+def parse(path: Path) -> dict[str, Any]:
+    """The tables of the TOML file at `path`. Raises `ConfigError` where there are none."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
 def _put(values: dict[str, Any], override: str) -> None:

@@ -356,3 +356,14 @@ def test_help_starts_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "training" in done.stdout and "distillation" in done.stdout
+
+
+def test_images_of_int8_that_nobody_named_are_refused_before_any_work():
+    from benchmarks import quantization
+
+    plan = Path(__file__).parents[1] / "benchmarks" / "quantization.toml"
+    with pytest.raises(ConfigError, match="no images are called moons"):
+        quantization.read(plan, folders={"moons": Path()})
+    found = quantization.read(plan, folders={"CIFAR-10": Path("here")})
+    assert len(found) == 8 and {config.quantize.sensitivity_images for _, config in found} == {0}
+    assert {c.data.source for name, c in found if name == "CIFAR-10"} == {"folder"}

@@ -235,3 +235,19 @@ def test_a_weight_beyond_half_is_named(sources, tmp_path):
     with pytest.raises(ExportError, match=f"65504, and `{weight.name}` reaches 70000") as caught:
         write_onnx(source, "fp16", tmp_path)
     assert "export.onnx.precisions" in caught.value.remedy
+
+
+def test_short_names_change_no_answer_and_layers_keep_theirs(quantized, tmp_path):
+    import onnx
+
+    from exporters.onnx import compact
+
+    before = onnx.load(quantized.folder / quantized.int8)
+    after = compact(onnx.load(quantized.folder / quantized.int8))
+    onnx.save(after, tmp_path / "short.onnx")
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    paths = (quantized.folder / quantized.int8, tmp_path / "short.onnx")
+    long, short = (onnx_runtime.open(path, 1).run(pixels) for path in paths)
+    assert np.array_equal(long, short) and after.ByteSize() < 0.95 * before.ByteSize()
+    named = [[n.name for n in m.graph.node if n.op_type == "Conv"] for m in (before, after)]
+    assert named[0] == named[1] and "features.0.0" in named[1]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.context import Context
 from pipeline.errors import DataError
-from pipeline.images import decode, in_order, natural_size, open_split
+from pipeline.images import decode, in_order, natural_size, open_split, spread
 from pipeline.records import Dataset
 from pipeline.stages.data import Data
 from pipeline.store import Store
@@ -238,3 +238,11 @@ def test_a_box_is_cut_from_the_centre_square(tmp_path):
     assert (part == 200).all()
     corner = decode(tmp_path / "a.png", 10, 3, box=(0.8, 0.8, 0.2, 0.2))
     assert not corner.any()
+
+
+def test_spread_reaches_every_class_of_a_sorted_split():
+    labels = np.repeat(np.arange(10), 100)
+    rows = spread(50, len(labels))
+    assert len(set(rows.tolist())) == 50 and rows[0] == 0 and rows[-1] == 999
+    assert np.bincount(labels[rows]).tolist() == [5] * 10
+    assert spread(None, 7).tolist() == spread(9, 7).tolist() == list(range(7))

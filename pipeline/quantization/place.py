@@ -91,8 +91,6 @@ def place(
     Raises `ExportError` where a layer named in `float_layers` is not there.
     """
     quiet_import()
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-
     model = onnx.ModelProto.FromString(ready.SerializeToString())
     check_layers(model, float_layers)
     symmetric = scheme == "symmetric"
@@ -102,16 +100,38 @@ def place(
     grids = _grids(model, front, ranges, scheme)
     overrides: dict[str, list[dict[str, Any]]] = {name: [grid] for name, grid in grids.items()}
     notes = _set_weight_scales(model, grids, overrides, scheme, float_layers)
-    types = SCHEMES[scheme]
+    excluded = [*_front_nodes(model), *float_layers]
+    excluded += _hard_sigmoids(model) if symmetric else []
+    placed = _with_pairs(model, _tensors_data(ranges, grids), overrides, excluded, scheme)
+    if not symmetric:
+        _read_clips_directly(placed)
+    if SCHEMES[scheme].activation == U8:
+        _read_pixels_directly(placed)
+    _keep_float(placed, float_layers)
+    _sort(placed)
+    return Placed(placed, notes)
+
+
+def _with_pairs(
+    model: onnx.ModelProto,
+    ranges: Any,
+    overrides: dict[str, list[dict[str, Any]]],
+    excluded: list[str],
+    scheme: Scheme | Literal["symmetric"],
+) -> onnx.ModelProto:
+    """What ONNX Runtime's quantizer makes of `model`, all nodes but the `excluded`."""
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    symmetric, types = scheme == "symmetric", SCHEMES[scheme]
     quantizer = QDQQuantizer(
         model,
         True,
         False,
         _quant_type(types.weight),
         _quant_type(types.activation),
-        _tensors_data(ranges, grids),
+        ranges,
         [],
-        [*_front_nodes(model), *float_layers, *(_hard_sigmoids(model) if symmetric else [])],
+        excluded,
         sorted(KNOWN),
         {
             "TensorQuantOverrides": overrides,
@@ -121,15 +141,7 @@ def place(
             "QuantizeBias": not symmetric,
         },
     )
-    quantizer.quantize_model()
-    placed = quantizer.model.model
-    if not symmetric:
-        _read_clips_directly(placed)
-    if types.activation == U8:
-        _read_pixels_directly(placed)
-    _keep_float(placed, float_layers)
-    _sort(placed)
-    return Placed(placed, notes)
+    return quantizer.quantize_model()
 
 
 def _quant_type(kind: np.dtype[Any]) -> Any:
