@@ -77,7 +77,7 @@ def _prepare(task: Task, dataset: Dataset) -> Setup:
         job = _job(options, teaches=name == "teacher")
         network = job.network(dataset)
         params = sum(parameter.numel() for parameter in network.parameters())
-        macs = evaluation.count_macs(network, dataset) / 1e6
+        macs = evaluation.count_macs(network, dataset.input) / 1e6
         stem = f", stem stride {options.stem_stride}" if name == "student" else ""
         size = f"{params:,} parameters, {macs:.1f} M MACs"
         networks[name] = f"{job.arch} ×{job.width:g}{stem}, {size}"

@@ -6,13 +6,67 @@ the export stage, `doctor` and the contract tests pick it up by themselves.
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
+
+from pydantic import Field
 
 from pipeline import settings as shared
-from pipeline.records import Precision, Result
+from pipeline.contract import Facts
+from pipeline.quantized import Quantized
+from pipeline.records import Artifact, Checkpoint, Platform, Precision, Result
 from runtime import Availability
+
+CHECKPOINT, QUANTIZED = "checkpoint", "quantized"
+
+
+class Tolerance(NamedTuple):
+    """How far a file's answers may be from the float student's before the run fails."""
+
+    difference: float
+    """Mean absolute difference of an answer, in standard deviations of the student's answers."""
+    drop: float
+    """Points of top-1 that may be lost for certain: the lower end of the paired 95 % interval."""
+
+
+TOLERANCES: Mapping[Precision, Tolerance] = {
+    # Rounding alone: float32 is off by 1e-6 of the spread, a wrong mean or a swapped channel by
+    # more than a tenth.
+    "fp32": Tolerance(0.001, 0.1),
+    "fp16": Tolerance(0.03, 0.5),
+    # Compression is meant to cost something. These tell a faulty file from a costly one.
+    "int8": Tolerance(0.5, 3.0),
+    "w8a16": Tolerance(0.2, 1.0),
+    "w6a16": Tolerance(0.5, 5.0),
+    "w4a16": Tolerance(1.5, 30.0),
+}
+
+
+class FormatSettings(shared.Settings):
+    """What every table [export.<format>] has: how far its files may be from the student."""
+
+    max_difference: float | None = Field(default=None, gt=0)
+    """Mean absolute difference of an answer from the float student's, in standard deviations of
+    the student's answers, beyond which the run fails; by default the precision decides
+    (exporters/__init__.py)."""
+    max_drop: float | None = Field(default=None, ge=0)
+    """Points of top-1 beyond which a loss that is certain (95 %, paired) fails the run; by default
+    the precision decides."""
+
+    def tolerance(self, precision: Precision) -> Tolerance:
+        """What is allowed to a file of that precision."""
+        usual = TOLERANCES[precision]
+        return Tolerance(
+            usual.difference if self.max_difference is None else self.max_difference,
+            usual.drop if self.max_drop is None else self.max_drop,
+        )
+
+
+TOLERANCE_KEYS = frozenset(FormatSettings.model_fields)
+"""They decide no byte of a file, so they are no part of the store's key."""
+Output = Literal["logits", "probabilities"]
 
 
 class Variant(NamedTuple):
@@ -20,9 +74,11 @@ class Variant(NamedTuple):
 
     precision: Precision
     variant: str | None = None
-    source: str = "checkpoint"
-    """"checkpoint" (the student), "quantized" (its Q/DQ graphs), or the title of an ONNX artifact,
-    such as "onnx int8 (symmetric)"."""
+    source: str = CHECKPOINT
+    """"checkpoint" (the student), "quantized" (its Q/DQ graphs and calibration images), or the
+    title of another artifact, such as "onnx int8 (symmetric)"."""
+    platforms: tuple[Platform, ...] = ()
+    """Where the file is for: the folders of the bundle that it is put into."""
 
 
 class Exported(NamedTuple):
@@ -34,6 +90,40 @@ class Exported(NamedTuple):
     """Names of other files that belong to it."""
     skipped: str | None = None
     """What is still missing of it and why, in words; None where it is complete."""
+    notes: tuple[str, ...] = ()
+    """What somebody who ships it should know, in sentences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Everything that files are made from. It can be pickled: some are made in other processes."""
+
+    student: Checkpoint
+    facts: Facts
+    """What every file says of itself."""
+    quantized: Quantized | None = None
+    files: Mapping[str, Artifact] = field(default_factory=dict)
+    """The files made so far, by their titles."""
+
+    def of(self, variant: Variant) -> Result | None:
+        """What `variant` is made from; None where there is none."""
+        if variant.source == CHECKPOINT:
+            return self.student
+        if variant.source == QUANTIZED:
+            return self.quantized
+        return self.files.get(variant.source)
+
+    def file(self, variant: Variant) -> Artifact:
+        """The file that `variant` is made from. Raises TypeError where it is made from no file."""
+        if variant.source not in self.files:
+            raise TypeError(f"`{variant.source}` is not among the files: {list(self.files)}")
+        return self.files[variant.source]
+
+    def graphs(self) -> Quantized:
+        """The quantized graphs. Raises TypeError where there are none."""
+        if self.quantized is None:
+            raise TypeError("int8 is made from a Quantized, and there is none")
+        return self.quantized
 
 
 class Exporter(Protocol):
@@ -45,26 +135,27 @@ class Exporter(Protocol):
     """Distributions whose versions decide the bytes: part of the store's key."""
     EXTRA: str | None
     """The extra that brings them; None where they are plain dependencies."""
-    EXECUTED: str
-    """Why no runtime of this project executes the file here; empty where one does."""
-    Settings: type[shared.Settings]
+    ISOLATED: bool
+    """Whether files are made in a process of its own, because foreign code there may crash."""
+    Settings: type[FormatSettings]
     """The keys of the table [export.<format>]."""
 
     def availability(self) -> Availability:
         """Whether files of this format can be made here. Quick; imports nothing heavy."""
         ...
 
-    def variants(self, settings: shared.Settings) -> Sequence[Variant]:
+    def variants(self, settings: FormatSettings) -> Sequence[Variant]:
         """The files that `settings` ask for."""
         ...
 
     def export(
-        self, source: Result, variant: Variant, settings: shared.Settings, folder: Path
+        self, sources: Sources, variant: Variant, settings: FormatSettings, folder: Path
     ) -> Exported:
-        """Write one file into `folder`.
+        """Write one file into `folder`, from what `variant.source` names.
 
-        `source` is a `Checkpoint`, a `Quantized` or an ONNX `Artifact`, as `variant.source` says.
-        Raises `UnavailableError` where this machine cannot, `ExportError` where the format cannot.
+        Raises `UnavailableError` where this machine cannot, `ExportError` where the format cannot
+        (the message names the operator and, where it is known, the layer), `NotNeededError` where
+        another file of the format does as well.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Core ML: an ML program with half-precision weights that takes the camera's image as it is.
+"""Core ML: an ML program that takes the camera's image as it is; weights of 16, 8, 6 or 4 bits.
 
 The package takes an image of 0..255 (grey or RGB), normalises it inside, and answers with the
 label and a number for every label. Labels, input contract and run key are in its metadata.
@@ -20,12 +20,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from exporters import Exported, Variant
+import exporters
+from exporters import Exported, Sources, Variant
 from exporters.onnx import quiet
-from pipeline import settings
+from pipeline.contract import Facts
 from pipeline.errors import ExportError, require
 from pipeline.machine import package_version
-from pipeline.records import Checkpoint, InputSpec, Result
+from pipeline.records import InputSpec
 from runtime import Availability
 
 if TYPE_CHECKING:
@@ -34,21 +35,28 @@ if TYPE_CHECKING:
 
     from models.classifier import Classifier
 
-VERSION = 1
-PACKAGES = ("coremltools", "torch", "torchvision", "timm")
+VERSION = 2
+PACKAGES = ("coremltools", "torch", "torchvision", "timm", "scikit-learn")
 EXTRA = "coreml"
-EXECUTED = "Core ML runs only on macOS and iOS: needs a Mac, and a runtime this project has not yet"
+ISOLATED = True
 INPUT = "image"
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "pocket-distillery")
 """Of the identifiers in Manifest.json, which must be unique within a package only."""
 
 
-class Settings(settings.Settings):
+Kind = Literal["fp16", "w8a16", "w6a16", "w4a16"]
+
+
+class Settings(exporters.FormatSettings):
     """The table [export.coreml]."""
+
+    precisions: tuple[Kind, ...] = ("fp16", "w8a16", "w6a16", "w4a16")
+    """Which files to write. Arithmetic is float16 in all of them; weights are float16, int8 with a
+    scale for each channel, or palettized: 6 or 4 bits that point into a table (k-means)."""
 
     minimum_target: Literal["iOS15", "iOS16", "iOS17", "iOS18", "iOS26"] = "iOS16"
     """Oldest system that can run the file; ML programs begin with iOS15 (macOS12)."""
-    output: Literal["probabilities", "logits"] = "probabilities"
+    output: exporters.Output = "probabilities"
     """What the file gives for every label. Vision shows probabilities as confidences."""
 
 
@@ -64,8 +72,8 @@ def availability() -> Availability:
 
 
 def variants(settings: Settings) -> Sequence[Variant]:
-    """One file: half precision is what Apple's GPU and Neural Engine compute in."""
-    return [Variant("fp16")]
+    """Float16, which is what Apple's GPU and Neural Engine compute in, and smaller weights."""
+    return [Variant(kind, platforms=("ios",)) for kind in settings.precisions]
 
 
 @contextlib.contextmanager
@@ -75,24 +83,38 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def export(source: Result, variant: Variant, settings: Settings, folder: Path) -> Exported:
+def export(sources: Sources, variant: Variant, settings: Settings, folder: Path) -> Exported:
     """Write ``model.mlpackage``.
 
     Raises `NotInstalledError` without coremltools, `ExportError` where Core ML lacks an operator.
     """
-    if not isinstance(source, Checkpoint):
-        raise TypeError(f"Core ML is made from a Checkpoint, not {type(source)}")
     import models
 
-    classifier = models.load(source)
-    model = convert(classifier, source.input, source.labels, settings)
+    student, facts = sources.student, sources.facts
+    classifier = models.load(student)
+    model = compress(convert(classifier, facts.input, facts.labels, settings), variant.precision)
     package = folder / "model.mlpackage"
     with _silence():
         model.save(str(package))
         spec = model.get_spec()
-    _describe(spec, source, settings)
+    _describe(spec, facts, settings)
     _freeze(package, spec)
     return Exported(package.name)
+
+
+@_silence()
+def compress(model: Any, precision: str) -> Any:
+    """The coremltools `model` with weights of `precision`."""
+    from coremltools.optimize import coreml as optimize
+
+    if precision == "fp16":
+        return model
+    if precision == "w8a16":
+        op = optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
+        return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(op))
+    bits = {"w6a16": 6, "w4a16": 4}[precision]
+    op = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits)
+    return optimize.palettize_weights(model, optimize.OptimizationConfig(op))
 
 
 @_silence()
@@ -162,10 +184,10 @@ def _layer(program: ExportedProgram, text: str) -> str | None:
     return None
 
 
-def _describe(spec: Any, checkpoint: Checkpoint, settings: Settings) -> None:
+def _describe(spec: Any, facts: Facts, settings: Settings) -> None:
     """Write what Xcode shows of a model, and what a program may want to read from it."""
-    about, size = spec.description, checkpoint.input.size
-    colour = "grey" if checkpoint.input.channels == 1 else "RGB"
+    about, size = spec.description, facts.input.size
+    colour = "grey" if facts.input.channels == 1 else "RGB"
     about.input[0].shortDescription = f"{colour}, {size} x {size}; normalised inside"
     for feature in about.output:
         most_likely = feature.name == about.predictedFeatureName
@@ -174,17 +196,11 @@ def _describe(spec: Any, checkpoint: Checkpoint, settings: Settings) -> None:
         )
     about.metadata.Clear()  # coremltools' own entries: date and versions
     about.metadata.shortDescription = (
-        f"{checkpoint.arch}: names one of {len(checkpoint.labels)} classes of an image"
+        f"{facts.arch}: names one of {len(facts.labels)} classes of an image"
     )
-    about.metadata.versionString = checkpoint.key
-    facts = {
-        "labels": json.dumps(checkpoint.labels, ensure_ascii=False),
-        "input": checkpoint.input.model_dump_json(),
-        "student": checkpoint.key,
-        "arch": checkpoint.arch,
-        "output": settings.output,
-    }
-    about.metadata.userDefined.update(facts)
+    about.metadata.versionString = facts.student
+    about.metadata.license = facts.licence
+    about.metadata.userDefined.update(facts.texts(settings.output))
 
 
 def _freeze(package: Path, spec: Any) -> None:

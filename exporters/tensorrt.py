@@ -3,40 +3,44 @@
 An engine fits one TensorRT version and one kind of GPU, so it is built on the machine that has
 them. Elsewhere the shipped file is ``model.onnx``, ready for TensorRT's parser, and
 ``build_engine.sh`` calls trtexec on it. Networks are strongly typed, the only kind TensorRT 11
-knows: fp16 is a graph in float16, int8 one with explicit Q/DQ. `prepare` and `build_engine` serve
-TensorRT for RTX too, whose Python API is the same under another name.
+knows: fp16 is a graph in float16, int8 one with explicit Q/DQ. ``engine.json`` beside an engine
+says what it was built with and what it is; `runtime.tensorrt` reads it. `prepare` and
+`build_engine` serve TensorRT for RTX too, whose Python API is the same under another name.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from exporters import Exported, Variant
+from exporters import Exported, FormatSettings, Sources, Variant
 from exporters.onnx import INPUT
-from pipeline import settings
 from pipeline.errors import CannotRunHereError, ExportError, UnavailableError, require
-from pipeline.machine import cuda_devices, cuda_name, driver_version
-from pipeline.records import Artifact, Result
+from pipeline.machine import cuda_name, driver_version
+from pipeline.records import Artifact
 from runtime import Availability
+from runtime.tensorrt import FACTS, TENSORRT, Stamp, logger, reason, stamp_of
+from runtime.tensorrt import availability as can_run
+from runtime.tensorrt_rtx import Reading, read_network
 
 if TYPE_CHECKING:
     import onnx
 
-VERSION = 1
+VERSION = 2
 PACKAGES = ("onnx", "tensorrt", "tensorrt-cu12", "tensorrt-cu13")
 EXTRA = "tensorrt"
-EXECUTED = "needs an NVIDIA GPU, and a runtime that this project has not yet"
+ISOLATED = True
 VARIES = {"model.engine": "an engine's kernels are chosen by timing them on the GPU"}
 """Files that are not the same bytes in every export, and why."""
+
+ENGINE = "model.engine"
+DECODED = ("labels", "input", "accuracy")
+"""Facts that are JSON even in a format's metadata."""
 
 SCRIPT = """\
 #!/bin/sh
@@ -59,7 +63,14 @@ exec trtexec --onnx="$here/model.onnx" --saveEngine="$here/model.engine" --skipI
 """
 
 
-class EngineSettings(settings.Settings):
+class Built(NamedTuple):
+    """An engine, and what it was built from."""
+
+    engine: bytes
+    reading: Reading
+
+
+class EngineSettings(FormatSettings):
     """What engines of either kind share: the batch sizes they take, and the files to write."""
 
     min_batch: int = Field(default=1, ge=1)
@@ -92,36 +103,33 @@ def availability() -> Availability:
 
 def variants(settings: EngineSettings) -> Sequence[Variant]:
     """fp32, fp16 and int8, each from the ONNX file of that precision."""
-    offered = (
-        Variant("fp32", source="onnx fp32"),
-        Variant("fp16", source="onnx fp16"),
-        Variant("int8", source="onnx int8 (symmetric)"),
-    )
-    return [variant for variant in offered if variant.precision in settings.precisions]
+    titles = {"fp32": "onnx fp32", "fp16": "onnx fp16", "int8": "onnx int8 (symmetric)"}
+    return [
+        Variant(precision, source=title, platforms=("nvidia",))
+        for precision, title in titles.items()
+        if precision in settings.precisions
+    ]
 
 
-def export(source: Result, variant: Variant, settings: Settings, folder: Path) -> Exported:
+def export(sources: Sources, variant: Variant, settings: Settings, folder: Path) -> Exported:
     """Write ``model.engine`` and ``engine.json``, or ``model.onnx`` and ``build_engine.sh``.
 
     Raises `ExportError` where TensorRT refuses the graph.
     """
+    source = sources.file(variant)
     model = prepare(source)
     missing = _missing()
     if missing is None:
         try:
-            return _engine(model, settings, folder)
+            built = build_engine(require("tensorrt", EXTRA), model, settings)
+            stamp = stamp_of(TENSORRT)
         except UnavailableError as error:  # an installation that does not fit driver or GPU
             missing = error.message
+        else:
+            write_engine(built, stamp, sources, source, settings, folder)
+            note = f"It runs with {stamp}, and nowhere else."
+            return Exported(ENGINE, extras=(FACTS,), notes=(note, built.reading.line))
     return _recipe(model, settings, folder, missing)
-
-
-def _engine(model: onnx.ModelProto, settings: Settings, folder: Path) -> Exported:
-    trt = require("tensorrt", EXTRA)
-    engine = build_engine(trt, model, settings)
-    (folder / "model.engine").write_bytes(engine)
-    facts = {"tensorrt": trt.__version__, "gpu": cuda_name(), **describe(model, settings)}
-    write_json(folder / "engine.json", facts)
-    return Exported("model.engine", extras=("engine.json",))
 
 
 def _recipe(model: onnx.ModelProto, settings: Settings, folder: Path, missing: str) -> Exported:
@@ -154,7 +162,7 @@ def trtexec_script(model: onnx.ModelProto, settings: EngineSettings) -> str:
     )
 
 
-def prepare(source: Result) -> onnx.ModelProto:
+def prepare(source: Artifact) -> onnx.ModelProto:
     """The graph of an ONNX artifact in the form TensorRT's parser takes.
 
     TensorRT knows uint8 only as a type of inputs and lets nothing but a cast touch it, whereas
@@ -162,8 +170,6 @@ def prepare(source: Result) -> onnx.ModelProto:
     """
     import onnx
 
-    if not isinstance(source, Artifact):
-        raise TypeError(f"an engine is made from an ONNX Artifact, not {type(source)}")
     model = onnx.load(source.path)
     graph = model.graph
     readers = [node for node in graph.node if INPUT in node.input]
@@ -187,19 +193,20 @@ def build_engine(
     model: onnx.ModelProto,
     settings: EngineSettings,
     configure: Callable[[Any], None] = lambda config: None,
-) -> bytes:
-    """The serialized engine of `model`, built by `trt`: tensorrt or tensorrt_rtx.
+) -> Built:
+    """The engine of `model`, built by `trt`: tensorrt or tensorrt_rtx.
 
     `configure` gets the builder's configuration. Raises `ExportError` with what the parser or the
     builder said, `CannotRunHereError` where the builder does not start.
     """
-    log = _logger(trt)
+    log = logger(trt)
     log.errors.clear()
     try:
         builder = trt.Builder(log)
     except (RuntimeError, TypeError) as error:  # pybind11's way to say that a factory gave null
+        said = reason(log.errors or [str(error)])
         raise CannotRunHereError(
-            f"{trt.__name__} {trt.__version__} does not start: {_reason(log.errors) or error}",
+            f"{trt.__name__} {trt.__version__} does not start: {said}",
             remedy="Install the version that fits this machine's NVIDIA driver.",
         ) from error
     network = builder.create_network(_strongly_typed(trt))
@@ -207,6 +214,7 @@ def build_engine(
     if not parser.parse(model.SerializeToString()):
         said = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
         raise _refusal(trt, "cannot read the graph", said)
+    reading = read_network(trt, network)
     config = builder.create_builder_config()
     configure(config)
     profile = builder.create_optimization_profile()
@@ -215,31 +223,53 @@ def build_engine(
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise _refusal(trt, "cannot build the engine", log.errors)
-    return bytes(engine)
+        refusal = _refusal(trt, "cannot build the engine", log.errors)
+        _rinse(trt, configure)
+        raise refusal
+    return Built(bytes(engine), reading)
 
 
-def describe(model: onnx.ModelProto, settings: EngineSettings) -> dict[str, Any]:
-    """What engine.json says besides the version: contract, labels and run key of the ONNX file."""
-    facts = {prop.key: prop.value for prop in model.metadata_props}
-    return {
-        "batch": {"min": settings.min_batch, "opt": settings.opt_batch, "max": settings.max_batch},
-        "input": json.loads(facts["input"]),
-        "labels": json.loads(facts["labels"]),
-        "student": facts["student"],
-        "arch": facts["arch"],
+def _rinse(trt: ModuleType, configure: Callable[[Any], None]) -> None:
+    """Build an engine of one layer, for nobody.
+
+    After one that was refused for Turing, TensorRT for RTX 1.7 makes another engine than it makes
+    else of the next network in this process, of twice the size.
+    """
+    builder = trt.Builder(logger(trt))
+    network = builder.create_network(_strongly_typed(trt))
+    value = network.add_input("value", trt.DataType.FLOAT, (1,))
+    network.mark_output(network.add_activation(value, trt.ActivationType.RELU).get_output(0))
+    config = builder.create_builder_config()
+    configure(config)
+    builder.build_serialized_network(network, config)
+
+
+def write_engine(
+    built: Built,
+    stamp: Stamp,
+    sources: Sources,
+    source: Artifact,
+    settings: EngineSettings,
+    folder: Path,
+) -> None:
+    """Write ``model.engine``, and into ``engine.json`` its stamp and what it is."""
+    (folder / ENGINE).write_bytes(built.engine)
+    batch = {"min": settings.min_batch, "opt": settings.opt_batch, "max": settings.max_batch}
+    texts = sources.facts.texts(source.output)
+    facts = {
+        "built": stamp.model_dump(mode="json"),
+        "bytes": len(built.engine),
+        "batch": batch,
+        "network": built.reading._asdict(),
+        **{key: json.loads(text) if key in DECODED else text for key, text in texts.items()},
     }
-
-
-def write_json(path: Path, facts: dict[str, Any]) -> None:
-    """Write `facts` for people and programs."""
-    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+    (folder / FACTS).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _missing() -> str | None:
-    if importlib.util.find_spec("tensorrt") is None:
-        return f'tensorrt is not installed (the extra "{EXTRA}")'
-    return None if cuda_devices() > 0 else "there is no NVIDIA GPU"
+    found = can_run()
+    return None if found.ok else found.detail
 
 
 def _image_shape(model: onnx.ModelProto) -> tuple[int, ...]:
@@ -253,33 +283,12 @@ def _strongly_typed(trt: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-@functools.cache  # the library keeps the first logger it meets, so that one must never be freed
-def _logger(trt: Any) -> Any:
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, msg: str) -> None:
-            if int(severity) <= int(trt.ILogger.Severity.ERROR):
-                self.errors.append(msg)
-
-    return Log()
-
-
 def _parser_error(error: Any) -> str:
-    return f"{error.node_operator()} `{error.node_name()}`: {_reason([error.desc()])}"
+    return f"{error.node_operator()} `{error.node_name()}`: {reason([error.desc()])}"
 
 
 def _refusal(trt: ModuleType, what: str, said: Sequence[str]) -> ExportError:
     return ExportError(
-        f"{trt.__name__} {trt.__version__} {what}: {_reason(said) or 'it gave no reason'}",
+        f"{trt.__name__} {trt.__version__} {what}: {reason(said)}",
         remedy=f"Choose another student.arch, or other keys in [export.{trt.__name__}].",
     )
-
-
-def _reason(messages: Sequence[str]) -> str:
-    """`messages` without source positions and, if there is more, without that there is no GPU."""
-    text = re.sub(r"\s*In \w+ at /[^\s)]+", "", "\n".join(messages))
-    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    return "; ".join([line for line in lines if "cudaError" not in line] or lines)

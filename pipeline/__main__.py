@@ -1,4 +1,4 @@
-"""The command line: run, show, report, compare, doctor, fetch."""
+"""The command line: run, export, show, report, compare, doctor, fetch."""
 
 import shlex
 import signal
@@ -81,6 +81,70 @@ def run(
     typer.echo()
     _print(tables.show(summary.read(folder)))
     typer.echo(f"Report: {folder / 'report.html'}    Files to ship: {folder / 'bundle'}")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A run, a store folder, a weights file (with --arch), or a network."),
+    ],
+    format_: Annotated[
+        list[str] | None, typer.Option("--format", help="A format; may be repeated. Default: all.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Class folders of images to calibrate and verify with."),
+    ] = None,
+    verify: Annotated[int, typer.Option(min=1, help="Images to verify with.")] = 256,
+    arch: Annotated[str | None, typer.Option(help="Network of a weights file.")] = None,
+    width: Annotated[float, typer.Option(help="Its width multiplier.")] = 1.0,
+    labels: Annotated[
+        Path | None, typer.Option(help="Text file of class names, one a line, in order.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Image size in pixels.")] = 224,
+    grey: Annotated[bool, typer.Option("--grey", help="Grey images, not RGB.")] = False,
+    mean: Annotated[str | None, typer.Option(help="By channel, in 0..1: 0.5,0.5,0.5")] = None,
+    std: Annotated[str | None, typer.Option(help="By channel, in 0..1.")] = None,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Random weights, to try formats and speeds.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Of the folder below runs/.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of export, quantize or measure."),
+    ] = None,
+    runs: Runs = RUNS,
+    store: Annotated[Path | None, typer.Option(help="Where results are kept.")] = None,
+) -> None:
+    """Export any checkpoint, or a network of torchvision or timm by its name, and verify it."""
+    from pipeline import exporting, imported, tables
+    from pipeline.store import Store
+
+    origin = imported.Origin(
+        arch=arch,
+        labels=imported.read_labels(labels) if labels else None,
+        size=size,
+        channels=1 if grey else 3,
+        mean=imported.numbers("--mean", mean),
+        std=imported.numbers("--std", std),
+        width=width,
+        untrained=untrained,
+    )
+    request = exporting.Request(
+        checkpoint=checkpoint,
+        formats=tuple(format_ or ()),
+        images=images,
+        verify=verify,
+        origin=origin,
+        name=name,
+        overrides=set_ or [],
+        command=_command(),
+    )
+    folder, found = exporting.run(request, Store(store or runs / ".store"), runs)
+    if found is not None:
+        _print(tables.show(found))
+    typer.echo(f"Files to ship: {folder / 'bundle'}")
 
 
 @app.command()

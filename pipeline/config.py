@@ -82,7 +82,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Config:
         shipped = ", ".join(sorted(str(p) for p in Path(__file__).parent.glob("configs/*.toml")))
         raise ConfigError(f"there is no file {path}", remedy=f"Shipped: {shipped}") from error
     for override in overrides:
-        _put(values, override)
+        put(values, override)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -99,7 +99,8 @@ def parse(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
-def _put(values: dict[str, Any], override: str) -> None:
+def put(values: dict[str, Any], override: str) -> None:
+    """Set what "distill.temperature=2" says in the nested `values`. Raises `ConfigError`."""
     key, equals, text = override.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):

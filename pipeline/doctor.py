@@ -33,10 +33,7 @@ def _findings() -> Iterator[tuple[str, str, Availability]]:
     for name, check in DEVICES.items():
         yield "device", name, check()
     for name in exporters.names():
-        exporter = exporters.load(name)
-        yield "format", name, exporter.availability()
-        if exporter.EXECUTED:
-            yield "measuring", name, Availability(False, exporter.EXECUTED)
+        yield "format", name, exporters.load(name).availability()
     for name in runtime.names():
         yield "runtime", name, runtime.load(name).availability()
     for name, (extra, purpose) in OPTIONAL.items():

@@ -10,6 +10,8 @@
     │   └── DivergedError        its loss is no number any more
     ├── StoreError           a result folder that cannot be written or read
     ├── ExportError          a network that a format cannot hold
+    │   └── NotNeededError       a file that would be no other than one there is
+    ├── VerificationError    an exported file that does not answer as the student does
     └── UnavailableError     something this installation or machine lacks
         ├── NotInstalledError     a package is missing; the message names the extra
         └── CannotRunHereError    the machine itself lacks what is needed (a GPU, macOS)
@@ -31,6 +33,10 @@ class PipelineError(Exception):
         self.message = message
         self.remedy = remedy
         super().__init__(f"{message}\n{remedy}" if remedy else message)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """Both parts come through where it is raised in another process."""
+        return type(self), (self.message, self.remedy)
 
 
 class ConfigError(PipelineError):
@@ -59,6 +65,14 @@ class StoreError(PipelineError):
 
 class ExportError(PipelineError):
     """A network that a format cannot hold."""
+
+
+class NotNeededError(ExportError):
+    """A file that would be no other than one that is made already."""
+
+
+class VerificationError(PipelineError):
+    """An exported file that does not answer as the student does."""
 
 
 class UnavailableError(PipelineError):

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.classifier import Classifier
 from pipeline.devices import autocast
 from pipeline.images import Images
-from pipeline.records import Dataset
+from pipeline.records import InputSpec
 from pipeline.team import Team
 
 BATCH = 512
@@ -51,9 +51,8 @@ def top1(
     return int(team.total(right)) / len(images)
 
 
-def count_macs(network: nn.Module, dataset: Dataset) -> int:
+def count_macs(network: nn.Module, spec: InputSpec) -> int:
     """Multiply-adds of one image: half of what torch's FLOP counter says."""
-    spec = dataset.input
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         network.eval()(torch.zeros(1, spec.channels, spec.size, spec.size))

@@ -12,6 +12,7 @@ from pipeline.summary import ArtifactRow, EpochRow, Report
 GREY, BLUE, GREEN, ORANGE = "#7f868f", "#3b7dd8", "#2b966a", "#d2691e"
 """Each has a contrast of at least 3:1 to the light and to the dark page."""
 PRECISION = {"fp32": BLUE, "fp16": GREEN, "int8": ORANGE}
+"""Of files that are timed; compressed weights with float16 arithmetic take that one's colour."""
 ROLE = {"teacher": (GREY, "dot"), "baseline": (ORANGE, "dash"), "student": (BLUE, "solid")}
 ROLE_SYMBOL = {"teacher": "diamond-open", "baseline": "square-open", "student": "circle-open"}
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "star", "triangle-down", "cross")
@@ -70,7 +71,7 @@ def _mark(report: Report, row: AnyRow) -> tuple[str, str]:
     if not isinstance(row, ArtifactRow):
         return GREY, ROLE_SYMBOL[row.role]
     formats = list(dict.fromkeys(other.format for other in report.artifacts))
-    return PRECISION[row.precision], SYMBOLS[formats.index(row.format) % len(SYMBOLS)]
+    return PRECISION.get(row.precision, GREEN), SYMBOLS[formats.index(row.format) % len(SYMBOLS)]
 
 
 def key(report: Report) -> list[tuple[str, str, str]]:

@@ -1,8 +1,6 @@
 """The whole pipeline, read top to bottom: `run` is the order of the stages."""
 
-import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from benchmarks.stats import PairedDifference, paired_difference
-from pipeline import assemble, pretrained, summary
+from pipeline import assemble, bundle, pretrained, summary, verification
 from pipeline.config import Config
 from pipeline.context import Context
 from pipeline.errors import CannotRunHereError, StoreError, require
@@ -22,10 +20,10 @@ from pipeline.machine import cuda_devices, environment, package_version
 from pipeline.metrics import Logs, title
 from pipeline.progress import console
 from pipeline.quantized import Quantized
-from pipeline.records import Artifact, Dataset
+from pipeline.records import Dataset
 from pipeline.stages import report
 from pipeline.stages.measure import Measured, answers
-from pipeline.store import Store, digest, file_sha256, writing
+from pipeline.store import Store, digest, writing
 from pipeline.summary import BUNDLE, Report
 
 OFF = "switched off"
@@ -69,12 +67,13 @@ def run(config: Config, store: Store, runs: Path, command: str) -> Path | None:
     augment = config.student.recipe.augment
     quantized = config.quantize.run(context, shipped[-1], teacher, dataset, augment)
     say("quantize", quantized.line if quantized else OFF)
-    artifacts = config.export.run(context, shipped[-1], quantized)
+    artifacts = config.export.run(context, shipped[-1], quantized, dataset.licence)
     say("export", *(artifact.line for artifact in artifacts))
     measured = config.measure.run(
         context, [teacher, *shipped], artifacts, dataset, trained, config.quantize.cpu_images
     )
     say("measure", *measured.lines)
+    verification.verify(context, config.export, measured.models[-1], measured.artifacts, dataset)
     return _publish(config, dataset, quantized, measured, runs, command, say.worked)
 
 
@@ -134,38 +133,32 @@ def _publish(
 ) -> Path:
     """Fill runs/<name>: the shipped files and the three pages. Nothing where both are current."""
     folder = runs / config.name
-    state = digest([config, dataset, quantized, *measured])
-    artifacts = [artifact for artifact, _ in measured.artifacts]
+    state = digest([config, dataset, quantized, bundle.VERSION, *measured])
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            if not worked and _is_current(folder, state, artifacts):
+            if not worked and _is_current(folder, state):
                 console.print("Nothing to do: every result was there already.")
                 return folder
-            _bundle(artifacts, folder)
+            found = _summary(config, dataset, quantized, measured, command)
+            bundle.write(found, dataset, measured.artifacts, folder)
             _show_curves(measured, config, Logs(folder, config.tensorboard))
-            report.write(_summary(config, dataset, quantized, measured, command), folder)
+            report.write(found, folder)
             (folder / STATE).write_text(state)
     return folder
 
 
-def _is_current(folder: Path, state: str, artifacts: Sequence[Artifact]) -> bool:
+def _is_current(folder: Path, state: str) -> bool:
     """Whether pages and bundle are those of `state`, and whole."""
     stamp = folder / STATE
     if not stamp.exists() or stamp.read_text() != state:
         return False
     try:
         summary.read(folder)
+        if bundle.check(folder / BUNDLE):
+            return False
     except StoreError:
         return False
-    for artifact in artifacts:
-        if artifact.file is not None:
-            shipped = folder / BUNDLE / _place(artifact)
-            extras = (shipped.parent / name for name in artifact.extras)
-            if not shipped.exists() or file_sha256(shipped) != artifact.sha256:
-                return False
-            if not all(path.exists() for path in extras):
-                return False
     return all((folder / page).exists() for page in report.PAGES)
 
 
@@ -184,7 +177,7 @@ def _summary(
         dataset=dataset,
         models=measured.models,
         artifacts=[
-            (artifact, found, None if artifact.file is None else _place(artifact))
+            (artifact, found, None if artifact.file is None else bundle.place(artifact))
             for artifact, found in measured.artifacts
         ],
         settings=config.model_dump(mode="json"),
@@ -195,33 +188,6 @@ def _summary(
         test_labels=labels,
         seeds=measured.others and {config.student_seeds[0]: measured.models, **measured.others},
     )
-
-
-def _place(artifact: Artifact) -> str:
-    """Where its file lies in the bundle: <format>/<precision>[-<variant>]/<file>."""
-    kind = "-".join(filter(None, (artifact.precision, artifact.variant)))
-    return f"{artifact.format}/{kind}/{artifact.file}"
-
-
-def _bundle(artifacts: Sequence[Artifact], folder: Path) -> None:
-    """Copy the files of `artifacts` into the bundle, which is replaced as a whole."""
-    fresh, bundle, old = folder / ".bundle.new", folder / BUNDLE, folder / ".bundle.old"
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    for artifact in artifacts:
-        if artifact.file is None:
-            continue
-        home = (fresh / _place(artifact)).parent
-        home.mkdir(parents=True)
-        for name in (artifact.file, *artifact.extras):
-            source = artifact.folder / name
-            copy = shutil.copytree if source.is_dir() else shutil.copy2
-            copy(source, home / name)
-    if bundle.exists():
-        bundle.rename(old)
-    fresh.rename(bundle)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _show_curves(measured: Measured, config: Config, logs: Logs) -> None:

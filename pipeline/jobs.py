@@ -79,7 +79,7 @@ def describe(
         labels=dataset.labels,
         input=job.input(dataset),
         params=sum(parameter.numel() for parameter in network.parameters()),
-        macs=evaluation.count_macs(network.to("cpu"), dataset),
+        macs=evaluation.count_macs(network.to("cpu"), dataset.input),
         device=device,
         precision=str(dtype).removeprefix("torch."),
         start=str(job.pretrained.weights) if job.pretrained else "random",

@@ -74,7 +74,7 @@ def start_from(network: nn.Module, arch: str, settings: Pretrained, key: str = K
     if isinstance(settings.weights, Path):
         weights, source = read_weights(settings.weights), str(settings.weights)
     else:
-        weights, source = _from_hub(network, arch, key), "what the hub has"
+        weights, source = published(network, arch, key), "what the hub has"
     head = _head(network)
     _fit_body(network, weights, head, source, arch, key)
     return {name for name, _ in network.named_parameters() if name.startswith(head)}
@@ -176,7 +176,7 @@ class _Published(NamedTuple):
     """Does what `code` says."""
 
 
-def _from_hub(network: nn.Module, arch: str, key: str) -> dict[str, Tensor]:
+def published(network: nn.Module, arch: str, key: str) -> dict[str, Tensor]:
     """The published weights of `network`, which torchvision or timm has built.
 
     Raises `CheckpointError` where there are none or the hub cannot be reached.

@@ -115,6 +115,8 @@ class Quantized(Result):
     """int8 activations and weights with zero point 0 and float biases: for TensorRT."""
     weights: str = "ready.onnx"
     """The float graph with the weights that were rounded."""
+    images: str = "calibration.npy"
+    """The calibration images, uint8 [n, size, size, channels], for formats that calibrate anew."""
     scheme: Scheme = "u8s8"
     """Types of `int8`."""
     calibration: Calibration

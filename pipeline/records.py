@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA = 1
 """Version of record.json and report.json. Raised when a field changes its meaning."""
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "w8a16", "w6a16", "w4a16"]
+"""Of weights and arithmetic; w4a16 is 4-bit weights with float16 arithmetic."""
+Platform = Literal["android", "ios", "nvidia", "web"]
+"""Folders of the bundle."""
 Scheme = Literal["u8s8", "u8s8-reduced", "s8s8", "u8u8"]
 """Types of activations and weights of an int8 graph for CPUs; see `quantization.place`."""
 Role = Literal["teacher", "baseline", "student", "quantized"]
@@ -203,6 +206,12 @@ class Artifact(Result):
     """Other files that belong to it, relative to `folder` (a build script, say)."""
     skipped: str | None = None
     """Why there is no file, in words; or what is missing of it."""
+    platforms: tuple[Platform, ...] = ()
+    """What it is for."""
+    output: Literal["logits", "probabilities"] = "logits"
+    """What it answers."""
+    notes: tuple[str, ...] = ()
+    """What somebody who ships it should know."""
 
     @property
     def line(self) -> str:
@@ -240,7 +249,11 @@ class Parity(Record):
 
     reference: Role = "student"
     max_abs_diff: float
-    """Largest difference of any logit."""
+    """Largest difference of any answer: of a logit, or of a probability where it gives those."""
+    mean_abs_diff: float
+    """Mean of the differences."""
+    spread: float
+    """Standard deviation of the student's answers, to judge the differences by."""
     top1_agreement: float
     """Share of images on which both name the same class."""
     n: int
@@ -321,7 +334,7 @@ class Measurement(Result):
     cpus: tuple[CpuCheck, ...] = ()
     """The same file on other CPUs, over test images."""
     skipped: str | None = None
-    """Why it was not executed here."""
+    """Why it was not executed here, or what its execution here does not show."""
 
     @property
     def line(self) -> str:

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,16 @@ from pydantic import (
 from benchmarks.stats import PairedDifference, mean_interval
 from pipeline.errors import StoreError
 from pipeline.quantized import Fused, Rescue, Sensitivity, Trial
-from pipeline.records import SCHEMA, CpuCheck, InputSpec, Precision, Role, Scheme, artifact_title
+from pipeline.records import (
+    SCHEMA,
+    CpuCheck,
+    InputSpec,
+    Platform,
+    Precision,
+    Role,
+    Scheme,
+    artifact_title,
+)
 
 FILE = "report.json"
 BUNDLE = "bundle"
@@ -69,6 +78,9 @@ class ParityRow(Part):
     reference: Role
     max_abs_diff: Finite
     """None where an output was not a number."""
+    mean_abs_diff: Finite = None
+    spread: Finite = None
+    """Standard deviation of the student's answers."""
     top1_agreement: float
     n: int
 
@@ -148,6 +160,10 @@ class ArtifactRow(Row):
     format: str
     precision: Precision
     variant: str | None = None
+    platforms: tuple[Platform, ...] = ()
+    """What it is for."""
+    output: Literal["logits", "probabilities"] = "logits"
+    """What it answers."""
     path: str | None = None
     """Relative to the folder of report.json; None where there is no file."""
     sha256: str | None = None
@@ -156,6 +172,8 @@ class ArtifactRow(Row):
     cpus: tuple[CpuCheck, ...] = ()
     """The same file on other CPUs, over test images."""
     parity: ParityRow | None = None
+    notes: tuple[str, ...] = ()
+    """What somebody who ships it should know."""
 
     @property
     def title(self) -> str:

@@ -15,6 +15,7 @@ from pipeline.summary import ModelRow, Report
 from pipeline.verdict import headline, hosts, warnings
 from pipeline.wording import (
     NONE,
+    by_reason,
     flat,
     interval,
     megabytes,
@@ -52,7 +53,7 @@ def show(report: Report) -> RenderableType:
         Text.assemble((finding.claim, "bold"), " ", finding.evidence)
         for finding in headline(report)
     ]
-    notes = [Text(f"{row.title}: {row.skipped}", "dim") for row in report.rows if row.skipped]
+    notes = [Text(f"{titles}: {reason}", "dim") for titles, reason in by_reason(report)]
     doubts = [Text(f"! {warning}", "yellow") for warning in warnings(report)]
     asides = [*hosts(report), *precision.lines(report), *elsewhere.not_run(report)]
     return Group(*lines, table, *(Text(line, "dim") for line in asides), *notes, *doubts)

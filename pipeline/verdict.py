@@ -24,6 +24,15 @@ from pipeline.wording import (
     setting,
 )
 
+FORMAT_NAMES = {
+    "onnx": "ONNX Runtime",
+    "ort": "ONNX Runtime Mobile",
+    "coreml": "Core ML",
+    "litert": "LiteRT",
+    "executorch": "ExecuTorch",
+    "tensorrt": "TensorRT",
+    "tensorrt_rtx": "TensorRT for RTX",
+}
 FEW_IMAGES = 1000
 AGREEMENT = 0.99
 
@@ -211,9 +220,8 @@ def _doubts(report: Report) -> Iterator[str]:
 
 def _faults(row: ArtifactRow) -> Iterator[str]:
     if row.agreement is not None and row.agreement < AGREEMENT:
-        blame = (
-            "" if row.precision == "int8" else "; for a float file that points to a faulty export"
-        )
+        whole = row.precision in ("fp32", "fp16")
+        blame = "; for a float file that points to a faulty export" if whole else ""
         yield (
             f"{row.title} names the same class as the student on only {percent(row.agreement)} % "
             f"of the test images{blame}."
@@ -242,15 +250,27 @@ def contract(report: Report) -> list[str]:
     """What an app must feed the files and what they answer, one line a kind of file."""
     spec = report.input
     colour = "grey" if spec.channels == 1 else "RGB"
-    lines = [
-        f"ONNX and TensorRT files take {spec.dtype} images [batch, {spec.size}, {spec.size}, "
-        f"{spec.channels}] ({spec.layout}, {colour}), values 0 to 255, as a phone has them, and "
-        "answer with one logit a class."
-    ]
-    if any(row.format == "coreml" and row.path for row in report.artifacts):
+    there = {
+        row.format: FORMAT_NAMES.get(row.format, row.format) for row in report.artifacts if row.path
+    }
+    taken = [name for kind, name in there.items() if kind != "coreml"]
+    lines = []
+    if taken:
         lines.append(
-            f"The Core ML file takes an image of {spec.size} × {spec.size} pixels ({colour}, 0 to "
-            "255) and answers with the label and, unless export.coreml.output says otherwise, the "
-            "probability of every class."
+            f"Files for {enumerated(taken)} take {spec.dtype} images [batch, {spec.size}, "
+            f"{spec.size}, {spec.channels}] ({spec.layout}, {colour}), values 0 to 255, as a phone "
+            "has them."
         )
-    return [*lines, "Every file computes (x ∕ 255 − mean) ∕ std by itself."]
+    if "coreml" in there:
+        lines.append(
+            f"The Core ML files take an image of {spec.size} × {spec.size} pixels ({colour}, 0 to "
+            "255) and answer with the label and a number for every class."
+        )
+    for output in ("logits", "probabilities"):
+        titles = [row.title for row in report.artifacts if row.path and row.output == output]
+        if titles:
+            lines.append(f"They answer with {output}: {enumerated(titles)}.")
+    return [
+        *lines,
+        "Every file computes (x ∕ 255 − mean) ∕ std by itself; labels are in its metadata.",
+    ]

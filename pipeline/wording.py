@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.stats import Interval
-from pipeline.summary import LatencyRow, ModelRow, Report
+from pipeline.summary import LatencyRow, ModelRow, ParityRow, Report
 
 NONE = "–"
 """Shown where there is no number."""
@@ -43,6 +43,19 @@ def points(difference: float) -> str:
     """A difference of shares in percentage points, signed."""
     text = f"{100 * difference:+.2f}"
     return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
+
+
+def apart(parity: ParityRow | None) -> str:
+    """Mean and largest difference of an answer from the student's."""
+    if parity is None:
+        return NONE
+    mean, largest = (small(value) for value in (parity.mean_abs_diff, parity.max_abs_diff))
+    return f"{mean} / {largest}"
+
+
+def small(value: float | None) -> str:
+    """Two significant digits, of numbers that may be very small."""
+    return NONE if value is None else f"{value:.2g}"
 
 
 def interval(ci95: Interval | None) -> str:
@@ -99,6 +112,18 @@ def effort(row: ModelRow) -> str:
 def condition(latency: LatencyRow) -> str:
     """Profile and threads."""
     return f"{latency.profile}, {latency.threads} thread{'s' if latency.threads != 1 else ''}"
+
+
+def by_reason(report: Report, *, executed: bool = False) -> list[tuple[str, str]]:
+    """What is missing or not shown of models and files: titles, and the reason they share.
+
+    With `executed` only of those that were executed all the same.
+    """
+    found: dict[str, list[str]] = {}
+    for row in report.rows:
+        if row.skipped and (row.top1 is not None or not executed):
+            found.setdefault(row.skipped, []).append(row.title)
+    return [(enumerated(titles), reason) for reason, titles in found.items()]
 
 
 def enumerated(names: Sequence[str], last: str = "and") -> str:

@@ -1,14 +1,15 @@
 """The runtimes that can execute an artifact on this machine: one file each.
 
-A runtime module exposes ``FORMATS`` (names of artifact formats), ``availability()`` and
-``open(path, threads)``, which returns a `Session`. Importing this package imports none of them.
+A runtime module exposes what `Runtime` asks for; one that can also tell what happens inside a file
+has ``intermediates(path, images)``, names and values in the order of execution. Importing this
+package imports none of them.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,10 @@ class Session(Protocol):
     """Runtime and version, e.g. "onnxruntime 1.32.0"."""
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits [batch, classes] of uint8 `images` [batch, height, width, channels]."""
+        """Answers [batch, classes] to uint8 `images` [batch, height, width, channels].
+
+        They are what the file gives: logits or probabilities.
+        """
         ...
 
 
@@ -39,6 +43,11 @@ class Runtime(Protocol):
     """What a runtime module exposes."""
 
     FORMATS: Sequence[str]
+    """Formats of artifacts that it is the runtime of."""
+    TIMED: bool
+    """Whether its speed says anything of the file."""
+    CAVEAT: str
+    """What an execution by it does not show, in words; "" where nothing is left open."""
 
     def availability(self) -> Availability:
         """Whether it can run on this machine."""
@@ -52,6 +61,10 @@ class Runtime(Protocol):
         """Load the file at `path`, to be run with `threads` intra-op threads."""
         ...
 
+    def read_metadata(self, path: Path) -> dict[str, str]:
+        """What the file at `path` says of itself: see `pipeline.contract.Facts.texts`."""
+        ...
+
 
 def names() -> list[str]:
     """Names of all runtimes, sorted."""
@@ -63,6 +76,21 @@ def load(name: str) -> Runtime:
     return cast(Runtime, importlib.import_module(f"runtime.{name}"))
 
 
-def for_format(artifact_format: str) -> str | None:
-    """Name of the runtime that executes files of that format; None where there is none."""
+def for_file(artifact_format: str, file: str) -> str | None:
+    """Name of the runtime that executes `file`, of that format; None where there is none."""
+    if file.endswith(".onnx"):  # of TensorRT, say, where no engine could be built
+        return "onnx_runtime"
     return next((name for name in names() if artifact_format in load(name).FORMATS), None)
+
+
+def one_by_one(
+    run: Callable[[NDArray[Any]], Sequence[NDArray[Any]]], images: NDArray[Any]
+) -> list[NDArray[Any]]:
+    """What `run` gives for `images` [batch, ...], where it takes a batch of one image only.
+
+    Each array [1, ...] that it gives becomes one [batch, ...]; `images` are at least one.
+    """
+    each = [run(images[at : at + 1]) for at in range(len(images))]
+    return [
+        np.concatenate([np.atleast_1d(part) for part in parts]) for parts in zip(*each, strict=True)
+    ]

@@ -12,6 +12,8 @@ from pipeline.errors import UnavailableError
 from runtime import Availability, Session, onnx_runtime
 
 FORMATS = ()
+TIMED = False
+CAVEAT = ""
 NATIVE = ("arm64", "aarch64")
 
 

@@ -10,6 +10,8 @@ from pipeline.errors import UnavailableError
 from runtime import Availability, Session
 
 FORMATS = ()
+TIMED = False
+CAVEAT = ""
 
 
 def availability() -> Availability:

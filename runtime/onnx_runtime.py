@@ -1,16 +1,24 @@
 """ONNX Runtime on the CPU: the runtime by which every ONNX file is judged."""
 
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ExportError
-from runtime import Availability
+from pipeline.errors import CannotRunHereError, ExportError
+from pipeline.machine import cores
+from runtime import Availability, one_by_one
 
-FORMATS = ("onnx",)
+if TYPE_CHECKING:
+    from pipeline.records import InputSpec
+
+FORMATS = ("onnx", "ort")
+TIMED = True
+CAVEAT = ""
 PROVIDER = "CPUExecutionProvider"
 
 
@@ -36,31 +44,126 @@ def warm_import() -> None:
 
 
 class OrtSession:
-    """One ONNX file in ONNX Runtime, uint8 NHWC images in, float32 logits out."""
+    """One ONNX file in ONNX Runtime, uint8 NHWC images in, float32 answers out."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        ort = quiet_import()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDER])
-        except Exception as error:  # ONNX Runtime has an exception class a status code, no base
-            raise ExportError(
-                f"ONNX Runtime cannot load {path}: {error}", remedy="Export the file again."
-            ) from error
-        if (got := self._session.get_providers()) != [PROVIDER]:
-            raise ExportError(f"ONNX Runtime runs {path} on {got}, not on {PROVIDER}")
-        self.name = f"onnxruntime {ort.__version__}"
-        self._input = self._session.get_inputs()[0].name
-        self._output = self._session.get_outputs()[0].name
+        session = _session(path, str(path), threads)
+        self.name = f"onnxruntime {version('onnxruntime')}"
+        self._feed = _Feed(session, path)
+        self._output = [session.get_outputs()[0].name]
+        self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        """What the file says of itself."""
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits [batch, classes] of uint8 `images` [batch, height, width, channels]."""
-        return np.asarray(self._session.run([self._output], {self._input: images})[0])
+        """Answers [batch, classes] to uint8 `images` [batch, height, width, channels].
+
+        A file that takes normalised float pixels is given those; one for a single image at a time
+        is given one after the other.
+        """
+        return np.asarray(self._feed.run(self._output, images)[0])
+
+
+class _Feed:
+    """Gives a session the images in the form that its graph takes."""
+
+    def __init__(self, session: Any, path: Path) -> None:
+        self._session = session
+        self._input = session.get_inputs()[0]
+        self._raw = self._input.type == "tensor(float)"
+        self._single = self._input.shape[0] == 1
+        if self._raw:
+            self._spec = _spec(session.get_modelmeta().custom_metadata_map, path)
+
+    def run(self, outputs: list[str], images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        if self._single and len(images) != 1:
+            return one_by_one(lambda image: self.run(outputs, image), images)
+        pixels = self._normalised(images) if self._raw else images
+        return self._session.run(outputs, {self._input.name: pixels})
+
+    def _normalised(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        mean, std = np.array(self._spec.mean), np.array(self._spec.std)
+        pixels = (images / 255 - mean) / std
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+
+
+def _spec(texts: Mapping[str, str], path: Path) -> "InputSpec":
+    # Here, because most files need none of it, and a process that measures memory none of pydantic.
+    from pipeline.contract import read_input
+
+    try:
+        return read_input(texts)
+    except (KeyError, ValueError) as error:
+        raise ExportError(
+            f"{path} takes float pixels, and its metadata does not say how they are normalised",
+            remedy="Export the file again.",
+        ) from error
+
+
+def _session(path: Path, model: str | bytes, threads: int, *, optimize: bool = True) -> Any:
+    """A session of `model`, which is the file `path` or made of it. Raises `ExportError`."""
+    ort = quiet_import()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(model, options, providers=[PROVIDER])
+    except Exception as error:  # ONNX Runtime has an exception class a status code, no base
+        raise ExportError(
+            f"ONNX Runtime cannot load {path}: {error}", remedy="Export the file again."
+        ) from error
+    if (got := session.get_providers()) != [PROVIDER]:
+        raise ExportError(f"ONNX Runtime runs {path} on {got}, not on {PROVIDER}")
+    return session
 
 
 def open(path: Path, threads: int) -> OrtSession:
-    """Load `path` with `threads` intra-op threads. Raises `ExportError` if it cannot be loaded."""
+    """Load `path` with `threads` intra-op threads.
+
+    Raises `ExportError` if it cannot be loaded, or takes float pixels and does not say which.
+    """
     return OrtSession(path, threads)
+
+
+def intermediates(
+    path: Path, images: NDArray[np.uint8]
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Name and float32 value [batch, ...] of what each node of the .onnx file `path` computes.
+
+    In the order of execution, for uint8 `images` [batch, height, width, channels]. Nothing is
+    optimized away. Integers are left out: a quantized value is what its DequantizeLinear gives.
+
+    Raises `CannotRunHereError` for a file in the ORT format, `ExportError` for no ONNX file.
+    """
+    if path.suffix == ".ort":
+        raise CannotRunHereError(
+            f"an ORT file cannot be opened up; {path.name} keeps its intermediate values to itself",
+            "Look into the ONNX file that it was made of.",
+        )
+    session = _session(path, _opened_up(path), cores(), optimize=False)
+    floats = ("tensor(float)", "tensor(float16)", "tensor(double)")
+    names = [each.name for each in session.get_outputs() if each.type in floats]
+    values = _Feed(session, path).run(names, images)
+    for name, value in zip(names, values, strict=True):
+        yield name, np.asarray(value, np.float32)
+
+
+def _opened_up(path: Path) -> bytes:
+    """The graph of `path` with what every node computes as an output."""
+    import onnx
+
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's errors and onnx's own have no common base
+        raise ExportError(f"{path} is no ONNX file: {error}", "Export the file again.") from error
+    computed = [name for node in model.graph.node for name in node.output if name]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in computed)
+    return model.SerializeToString()
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the file says of itself. Raises `ExportError` if it cannot be loaded."""
+    return OrtSession(path, 1).metadata

@@ -13,6 +13,8 @@ from pipeline.machine import package_version
 from runtime import Availability
 
 FORMATS = ("checkpoint",)
+TIMED = True
+CAVEAT = ""
 
 
 def availability() -> Availability:

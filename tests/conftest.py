@@ -5,7 +5,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from exporters import Variant
+from exporters import Sources, Variant
+from pipeline.contract import Facts
 from pipeline.quantized import Calibration, Fused, Quantized
 from pipeline.records import Artifact, Checkpoint, InputSpec
 
@@ -56,6 +57,22 @@ def make_checkpoint(tmp_path_factory):
     return make
 
 
+def enliven(checkpoint, images):
+    """Make the answers of an untrained student depend on the image, uint8 [n, size, size, c]."""
+    import torch
+
+    import models
+
+    student = models.load(checkpoint)
+    for layer in student.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        student.train()(torch.from_numpy(images))  # so that no signal dies away
+        next(p for p in reversed(list(student.parameters())) if p.ndim == 2).mul_(50)
+    torch.save(student.network.state_dict(), checkpoint.weights_path)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(make_checkpoint):
     """A small MobileNetV2 of 32 px colour images."""
@@ -65,14 +82,24 @@ def checkpoint(make_checkpoint):
 @pytest.fixture(scope="session")
 def float_onnx(checkpoint, tmp_path_factory):
     """The artifact "onnx fp32" of `checkpoint`."""
-    return export_onnx(checkpoint, Variant("fp32"), tmp_path_factory)
+    folder = tmp_path_factory.mktemp("onnx")
+    return export_onnx(sources_of(checkpoint), Variant("fp32"), folder)
 
 
-def export_onnx(source, variant, tmp_path_factory):
+def sources_of(checkpoint, quantized=None, files=()):
+    """What files are made from."""
+    return Sources(
+        student=checkpoint,
+        facts=Facts.of(checkpoint, "CC0"),
+        quantized=quantized,
+        files={each.title: each for each in files},
+    )
+
+
+def export_onnx(sources, variant, folder):
     from exporters import onnx
 
-    folder = tmp_path_factory.mktemp("onnx")
-    made = onnx.export(source, variant, onnx.Settings(), folder)
+    made = onnx.export(sources, variant, onnx.Settings(), folder)
     precision, kind = variant.precision, variant.variant
     return Artifact(format="onnx", precision=precision, variant=kind, folder=folder, file=made.file)
 
@@ -96,7 +123,7 @@ def make_ready(checkpoint):
 
 
 @pytest.fixture(scope="session")
-def quantized(ready, tmp_path_factory):
+def quantized(ready, checkpoint, tmp_path_factory):
     """The Q/DQ graphs of `checkpoint`, with ranges from noise."""
     import onnx
 
@@ -111,18 +138,23 @@ def quantized(ready, tmp_path_factory):
     onnx.save(place(model, front, ranges).model, record.folder / record.int8)
     symmetric = place(model, front, ranges, "symmetric").model
     onnx.save(symmetric, record.folder / record.int8_symmetric)
+    spec = checkpoint.input
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (32, spec.size, spec.size, spec.channels), dtype=np.uint8
+    )
+    np.save(record.folder / record.images, pixels)
     return record
 
 
 @pytest.fixture(scope="session")
 def sources(checkpoint, float_onnx, quantized, tmp_path_factory):
     """Everything that a `Variant.source` can name."""
-    made = [
-        export_onnx(float_onnx, Variant("fp16"), tmp_path_factory),
-        *(
-            export_onnx(quantized, Variant("int8", kind), tmp_path_factory)
-            for kind in (None, "symmetric")
-        ),
-    ]
-    artifacts = {artifact.title: artifact for artifact in (float_onnx, *made)}
-    return {"checkpoint": checkpoint, "quantized": quantized, **artifacts}
+    made = [float_onnx]
+    for kind in (
+        Variant("fp16", source="onnx fp32"),
+        Variant("int8", source="quantized"),
+        Variant("int8", "symmetric", source="quantized"),
+    ):
+        known = sources_of(checkpoint, quantized, made)
+        made.append(export_onnx(known, kind, tmp_path_factory.mktemp("onnx")))
+    return sources_of(checkpoint, quantized, made)

@@ -106,8 +106,14 @@ class SmallRun:
         same = None if student is None else student.argmax(1) == logits.argmax(1)
         parity = None
         if student is not None and same is not None:
-            gap = float(np.abs(student - logits).max())
-            parity = Parity(max_abs_diff=gap, top1_agreement=float(same.mean()), n=self.n)
+            apart = np.abs(student - logits)
+            parity = Parity(
+                max_abs_diff=float(apart.max()),
+                mean_abs_diff=float(apart.mean()),
+                spread=float(student.std()),
+                top1_agreement=float(same.mean()),
+                n=self.n,
+            )
         latency = Latency(
             profile="phone-1t",
             threads=1,

@@ -13,7 +13,9 @@ import pytest
 import exporters.coreml as exporter
 from exporters import Variant
 from pipeline.errors import ExportError
+from pipeline.records import Precision
 from pipeline.store import file_sha256
+from tests.conftest import sources_of
 
 pytestmark = [
     pytest.mark.coreml,
@@ -32,8 +34,9 @@ def package(request, make_checkpoint, tmp_path_factory):
     return checkpoint, write(checkpoint, tmp_path_factory.mktemp("coreml"))
 
 
-def write(checkpoint, folder, **settings):
-    made = exporter.export(checkpoint, Variant("fp16"), exporter.Settings(**settings), folder)
+def write(checkpoint, folder, precision: Precision = "fp16", **settings):
+    sources = sources_of(checkpoint)
+    made = exporter.export(sources, Variant(precision), exporter.Settings(**settings), folder)
     return folder / made.file
 
 
@@ -107,7 +110,8 @@ def test_metadata(package):
     checkpoint, path = package
     about = spec_of(path).description.metadata
     facts = dict(about.userDefined)
-    assert set(facts) == {"labels", "input", "student", "arch", "output"}
+    assert facts == sources_of(checkpoint).facts.texts("probabilities")
+    assert about.license == "CC0"
     assert json.loads(facts["labels"]) == list(checkpoint.labels)
     assert json.loads(facts["input"]) == checkpoint.input.model_dump(mode="json")
     assert facts["student"] == about.versionString == checkpoint.key
@@ -125,6 +129,18 @@ def test_weights_are_half_precision(package):
     assert stored == {FP16}
     size = (path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin").stat().st_size
     assert size == pytest.approx(2 * checkpoint.params, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("precision", "share"), [("w8a16", 0.5), ("w6a16", 0.375), ("w4a16", 0.25)]
+)
+def test_smaller_weights_are_smaller(precision, share, make_checkpoint, tmp_path):
+    checkpoint = make_checkpoint(width=1.0)
+    path = write(checkpoint, tmp_path, precision)
+    size = (path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin").stat().st_size
+    assert size == pytest.approx(2 * share * checkpoint.params, rel=0.15)
+    kinds = {op.type for op in operations(spec_of(path))}
+    assert any(kind.startswith("constexpr_") for kind in kinds)
 
 
 def test_default_target_is_ios16(package):
@@ -167,12 +183,14 @@ def test_another_process_writes_the_same_bytes_and_says_nothing(package, tmp_pat
     checkpoint, path = package
     code = f"""
 from pathlib import Path
-from exporters import coreml
+from exporters import Sources, coreml
+from pipeline.contract import Facts
 from pipeline.records import Checkpoint
 student = Checkpoint.model_validate_json({checkpoint.model_dump_json()!r})
 student = student.model_copy(update={{"folder": Path({str(checkpoint.folder)!r})}})
-(variant,) = coreml.variants(coreml.Settings())
-coreml.export(student, variant, coreml.Settings(), Path({str(tmp_path)!r}))
+sources = Sources(student=student, facts=Facts.of(student, "CC0"))
+variant = coreml.variants(coreml.Settings())[0]
+coreml.export(sources, variant, coreml.Settings(), Path({str(tmp_path)!r}))
 """
     run = subprocess.run(
         [sys.executable, "-c", code],

@@ -103,7 +103,7 @@ def command_lines():
 
 def test_no_format_is_theirs():
     assert [name for name in NAMES if runtime.load(name).FORMATS] == []
-    assert runtime.for_format("onnx") == "onnx_runtime"
+    assert runtime.for_file("onnx", "model.onnx") == "onnx_runtime"
 
 
 @on_x86_linux

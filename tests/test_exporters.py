@@ -3,6 +3,8 @@
 At the end, what ONNX in float16 keeps to besides.
 """
 
+import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +15,14 @@ import pytest
 from pydantic import ValidationError
 
 import exporters
-from exporters import Exporter, Variant
-from pipeline.errors import ExportError
-from pipeline.records import Artifact, Precision
-from pipeline.settings import Settings
+import runtime
+from exporters import Exporter, Sources, Variant
+from pipeline import contract
+from pipeline.errors import ExportError, NotNeededError
+from pipeline.records import Artifact, Platform, Precision
 from pipeline.store import file_sha256
 from runtime import Availability, onnx_runtime
+from tests.conftest import enliven, export_onnx, sources_of
 from tests.pictures import CLASSES, picture
 
 ROOT = Path(__file__).parents[1]
@@ -44,8 +48,8 @@ def test_protocol(exporter):
     assert isinstance(exporter.VERSION, int)
     assert exporter.PACKAGES and not isinstance(exporter.PACKAGES, str)
     assert exporter.EXTRA is None or exporter.EXTRA in extras()
-    assert isinstance(exporter.EXECUTED, str)
-    assert issubclass(exporter.Settings, Settings)
+    assert isinstance(exporter.ISOLATED, bool)
+    assert issubclass(exporter.Settings, exporters.FormatSettings)
 
 
 def extras():
@@ -74,7 +78,25 @@ def test_variants_are_told_apart_and_name_a_source(exporter, sources):
     assert len({(file.precision, file.variant) for file in files}) == len(files)
     for file in files:
         assert file.precision in get_args(Precision)
-        assert file.source in sources
+        assert file.platforms and set(file.platforms) <= set(get_args(Platform))
+        assert sources.of(file) is not None
+
+
+@pytest.mark.parametrize("name", exporters.names())
+def test_a_runtime_is_there_for_every_format(name):
+    executes = runtime.for_file(name, "model.other")
+    assert executes is not None
+    found = runtime.load(executes)
+    assert isinstance(found.TIMED, bool) and isinstance(found.CAVEAT, str)
+
+
+def test_a_tolerance_follows_from_the_precision_unless_it_is_set(exporter):
+    usual = exporter.Settings()
+    for file in exporter.variants(usual):
+        assert usual.tolerance(file.precision) == exporters.TOLERANCES[file.precision]
+    own = exporter.Settings(max_drop=0.5)
+    usual_difference = exporters.TOLERANCES["int8"].difference
+    assert own.tolerance("int8") == exporters.Tolerance(usual_difference, 0.5)
 
 
 @pytest.mark.parametrize("name", exporters.names())
@@ -93,35 +115,52 @@ print(*({HEAVY} & set(sys.modules)))
     assert run.stderr == ""
 
 
-@pytest.mark.parametrize(("name", "variant"), FILES)
-def test_exports_the_same_bytes_twice(name, variant, sources, tmp_path):
-    exporter = exporters.load(name)
-    available = exporter.availability()
-    if not available.ok:
-        pytest.skip(available.detail)
-    once, again = tmp_path / "once", tmp_path / "again"
-    made = check_export(exporter, variant, sources, again)
-    blank = Artifact(format=name, precision=variant.precision, variant=variant.variant)
-    if (first := sources.get(blank.title)) is not None:  # a file that the fixtures have made
-        once = first.folder
-    else:
-        check_export(exporter, variant, sources, once)
-    if reason := varies(exporter, made.file):
-        pytest.skip(reason)
-    assert contents(once) == contents(again)
+@pytest.fixture(scope="module")
+def made(sources, tmp_path_factory):
+    """Makes a file with the default settings, once, and remembers it."""
+    known = {}
+
+    def make(name, variant):
+        if (name, variant) not in known:
+            available = exporters.load(name).availability()
+            if not available.ok:
+                pytest.skip(available.detail)
+            folder = tmp_path_factory.mktemp("with a space") / "file"
+            known[name, variant] = folder, export_into(folder, name, variant, sources)
+        folder, found = known[name, variant]
+        if found is None:
+            pytest.skip("this network needs no such file")
+        return folder, found
+
+    return make
 
 
-def check_export(exporter, variant, sources, folder):
+def export_into(folder, name, variant, sources):
+    """What an exporter left in the new `folder`, after a look; None where no file is needed."""
     folder.mkdir()
-    made = exporter.export(sources[variant.source], variant, exporter.Settings(), folder)
+    exporter = exporters.load(name)
+    try:
+        made = exporter.export(sources, variant, exporter.Settings(), folder)
+    except NotNeededError:
+        return None
     assert {made.file, *made.extras} == {path.name for path in folder.iterdir()}
     assert made.skipped is None or made.skipped.strip()
+    assert all(note.strip() for note in made.notes)
     for path in (path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
         assert content
         assert str(folder).encode() not in content
         assert str(ROOT).encode() not in content
     return made
+
+
+@pytest.mark.parametrize(("name", "variant"), FILES)
+def test_exports_the_same_bytes_twice(name, variant, made, sources, tmp_path):
+    folder, found = made(name, variant)
+    if reason := varies(exporters.load(name), found.file):
+        pytest.skip(reason)
+    export_into(tmp_path / "again", name, variant, sources)
+    assert contents(folder) == contents(tmp_path / "again")
 
 
 def contents(folder):
@@ -133,15 +172,110 @@ def varies(exporter, file):
     return getattr(exporter, "VARIES", {}).get(file)
 
 
+def executed(name, file):
+    """The runtime module for a file; skips where it does not run here."""
+    executes = runtime.for_file(name, file)
+    assert executes is not None
+    module = runtime.load(executes)
+    available = module.availability()
+    if not available.ok:
+        pytest.skip(available.detail)
+    return module
+
+
 @pytest.mark.parametrize(("name", "variant"), FILES)
-def test_a_wrong_source_is_a_programming_error(name, variant, sources, tmp_path):
+def test_takes_the_phones_images_and_answers_as_the_student(name, variant, made, sources):
+    import torch
+
+    import models
+
+    folder, found = made(name, variant)
+    pixels = np.random.default_rng(3).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    answers = executed(name, found.file).open(folder / found.file, 1).run(pixels)
+    with torch.inference_mode():
+        expected = models.load(sources.student)(torch.from_numpy(pixels))
+    settings = exporters.load(name).Settings()
+    if getattr(settings, "output", "logits") == "probabilities":
+        expected = expected.softmax(1)
+    expected = expected.numpy()
+    assert answers.dtype == np.float32 and answers.shape == expected.shape
+    apart = np.abs(answers - expected).mean() / expected.std()
+    assert apart < settings.tolerance(variant.precision).difference
+
+
+@pytest.mark.parametrize(("name", "variant"), FILES)
+def test_says_in_its_metadata_what_it_is(name, variant, made, sources):
+    folder, found = made(name, variant)
+    executes = runtime.for_file(name, found.file)
+    assert executes is not None
+    texts = runtime.load(executes).read_metadata(folder / found.file)
+    output = getattr(exporters.load(name).Settings(), "output", "logits")
+    told = sources.facts.texts(output)
+    assert {key: texts.get(key) for key in told} == told
+    assert json.loads(texts["labels"]) == list(sources.student.labels)
+    assert contract.read_input(texts) == sources.student.input
+
+
+@pytest.mark.parametrize(("name", "variant"), FILES)
+def test_without_what_it_is_made_of_it_is_a_programming_error(name, variant, sources, tmp_path):
     exporter = exporters.load(name)
     available = exporter.availability()
     if not available.ok:
         pytest.skip(available.detail)
-    other = sources["onnx fp32" if variant.source in ("checkpoint", "quantized") else "checkpoint"]
+    if variant.source == exporters.CHECKPOINT:
+        pytest.skip("made from the student alone, which is always there")
+    bare = Sources(student=sources.student, facts=sources.facts)
     with pytest.raises(TypeError):
-        exporter.export(other, variant, exporter.Settings(), tmp_path)
+        exporter.export(bare, variant, exporter.Settings(), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "variant"), FILES)
+def test_an_operator_that_no_format_holds_is_refused(name, variant, sources, tmp_path, monkeypatch):
+    import models
+
+    exporter = exporters.load(name)
+    available = exporter.availability()
+    if not available.ok:
+        pytest.skip(available.detail)
+    if name == "tensorrt":
+        pytest.skip("only the builder would refuse it, and the builder needs a GPU")
+    if variant.source != exporters.CHECKPOINT and name == "onnx":
+        pytest.skip("made of graphs that were refused before")
+    load = models.load
+    monkeypatch.setattr(models, "load", lambda checkpoint: with_airy(load(checkpoint)))
+    with pytest.raises(ExportError) as caught:
+        exporter.export(
+            with_strange_files(sources, tmp_path), variant, exporter.Settings(), tmp_path
+        )
+    assert caught.value.remedy and not isinstance(caught.value, NotNeededError)
+    assert any(word in caught.value.message.lower() for word in ("airy", "strange"))
+
+
+def with_airy(classifier):
+    import torch
+
+    class Airy(torch.nn.Module):
+        def forward(self, x):
+            return torch.special.airy_ai(x)
+
+    classifier.network.set_submodule("features.3", Airy())
+    return classifier
+
+
+def with_strange_files(sources, folder):
+    """`sources` whose ONNX files have an operator of nobody's."""
+    import onnx
+
+    files = {}
+    for title, artifact in sources.files.items():
+        model = onnx.load(artifact.path)
+        node = model.graph.node[5]
+        node.op_type, node.domain = "Strange", "nobody"
+        model.opset_import.append(onnx.helper.make_opsetid("nobody", 1))
+        path = folder / f"{len(files)}.onnx"
+        onnx.save(model, path)
+        files[title] = artifact.model_copy(update={"folder": folder, "file": path.name})
+    return dataclasses.replace(sources, files=files)
 
 
 # ONNX in float16
@@ -150,7 +284,7 @@ def test_a_wrong_source_is_a_programming_error(name, variant, sources, tmp_path)
 def test_half_comes_after_the_file_it_is_made_of():
     exporter = exporters.load("onnx")
     offered = exporter.variants(exporter.Settings())
-    assert [v.precision for v in offered] == ["fp32", "fp16", "int8", "int8"]
+    assert [v.precision for v in offered] == ["fp32", "fp16", "fp32", "int8", "int8"]
     without = exporter.variants(exporter.Settings.model_validate({"precisions": ("fp32", "int8")}))
     assert "fp16" not in {v.precision for v in without}
 
@@ -165,27 +299,15 @@ def images():
 @pytest.fixture(scope="module")
 def halved(make_checkpoint, images, tmp_path_factory):
     """A student whose answers depend on the image, though untrained; its fp32 and fp16 files."""
-    import torch
-
-    import models
-
     checkpoint = make_checkpoint("mobilenet_v3_small", channels=1)
-    student = models.load(checkpoint)
-    for layer in student.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = 1.0
-    with torch.no_grad():
-        student.train()(torch.from_numpy(images))  # so that no signal dies away
-        next(p for p in reversed(list(student.parameters())) if p.ndim == 2).mul_(50)
-    torch.save(student.network.state_dict(), checkpoint.weights_path)
-    full = write_onnx(checkpoint, "fp32", tmp_path_factory.mktemp("fp32"))
-    return checkpoint, full, write_onnx(full, "fp16", tmp_path_factory.mktemp("fp16"))
+    enliven(checkpoint, images)
+    full = export_onnx(sources_of(checkpoint), Variant("fp32"), tmp_path_factory.mktemp("fp32"))
+    return checkpoint, full, halve(checkpoint, full, tmp_path_factory.mktemp("fp16"))
 
 
-def write_onnx(source, precision, folder):
-    exporter = exporters.load("onnx")
-    made = exporter.export(source, Variant(precision), exporter.Settings(), folder)
-    return Artifact(format="onnx", precision=precision, folder=folder, file=made.file)
+def halve(checkpoint, full, folder):
+    sources = sources_of(checkpoint, files=[full])
+    return export_onnx(sources, Variant("fp16", source=full.title), folder)
 
 
 def test_half_answers_like_the_student(halved, images):
@@ -225,7 +347,7 @@ def test_half_has_no_other_float_but_the_logits(halved):
 def test_a_weight_beyond_half_is_named(sources, tmp_path):
     import onnx
 
-    model = onnx.load(sources["onnx fp32"].path)
+    model = onnx.load(sources.files["onnx fp32"].path)
     weight = next(t for t in model.graph.initializer if t.name.endswith("weight"))
     values = onnx.numpy_helper.to_array(weight).copy()
     values.flat[0] = -7e4
@@ -233,7 +355,7 @@ def test_a_weight_beyond_half_is_named(sources, tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
     source = Artifact(format="onnx", precision="fp32", folder=tmp_path, file="model.onnx")
     with pytest.raises(ExportError, match=f"65504, and `{weight.name}` reaches 70000") as caught:
-        write_onnx(source, "fp16", tmp_path)
+        halve(sources.student, source, tmp_path)
     assert "export.onnx.precisions" in caught.value.remedy
 
 

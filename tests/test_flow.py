@@ -120,11 +120,19 @@ def test_report_follows_the_schema_with_measured_numbers(finished):
         assert row["peak_rss_bytes"] > 10_000_000
     fp32 = rows["onnx", "fp32", None]["parity"]
     assert fp32["top1_agreement"] == 1.0 and fp32["max_abs_diff"] < 1e-3
-    assert "macOS" in rows["coreml", "fp16", None]["skipped"]
+    for precision in ("fp16", "w8a16", "w6a16", "w4a16"):
+        row = rows["coreml", precision, None]
+        assert row["n"] == 120 and row["latency"] is None
+        assert row["evaluated_with"].startswith("coreml reference") and "Mac" in row["skipped"]
+    assert "the plain file will do" in rows["onnx", "fp32", "mobile"]["skipped"]
+    graph = rows["tensorrt", "int8", None]
+    assert graph["n"] == 120 and graph["latency"] is None and "no engine" in graph["skipped"]
 
 
 def test_what_is_shipped_is_what_was_measured(finished):
     for row in report(finished)["artifacts"]:
+        if row["variant"] == "mobile":
+            continue
         assert row["path"] is not None, row["skipped"]
         path = finished / "small" / row["path"]
         if path.is_file():
@@ -134,7 +142,7 @@ def test_what_is_shipped_is_what_was_measured(finished):
 
 def test_shipped_onnx_takes_uint8_and_names_its_classes(finished):
     for row in report(finished)["artifacts"]:
-        if row["format"] != "onnx":
+        if row["format"] != "onnx" or row["path"] is None:
             continue
         model = onnx.load(finished / "small" / row["path"])
         image = model.graph.input[0].type.tensor_type
@@ -143,6 +151,22 @@ def test_shipped_onnx_takes_uint8_and_names_its_classes(finished):
         props = {prop.key: prop.value for prop in model.metadata_props}
         assert json.loads(props["labels"]) == list(CLASSES)
         assert json.loads(props["input"])["size"] == 16
+
+
+def test_the_bundle_is_whole_and_says_what_was_measured(finished):
+    from pipeline import bundle
+
+    folder = finished / "small" / "bundle"
+    assert bundle.check(folder) == []
+    told = {(file.format, file.precision, file.variant): file for file in bundle.read(folder).files}
+    for row in report(finished)["artifacts"]:
+        file = told[row["format"], row["precision"], row["variant"]]
+        assert (file.sha256, file.top1, file.n) == (row["sha256"], row["top1"], row["n"])
+    done = subprocess.run(
+        [sys.executable, "selftest.py"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok" in done.stdout
 
 
 def test_pages_are_written(finished):
@@ -167,9 +191,11 @@ def test_second_run_does_nothing_and_says_so(small, finished):
         ("report.md", "gone"),
         ("report.json", "gone"),
         ("report.json", "cut"),
-        ("bundle/onnx/int8/model.onnx", "gone"),
-        ("bundle/onnx/int8/model.onnx", "cut"),
-        ("bundle/tensorrt/fp32/build_engine.sh", "gone"),
+        ("bundle/web/onnx/int8/model.onnx", "gone"),
+        ("bundle/web/onnx/int8/model.onnx", "cut"),
+        ("bundle/labels.txt", "cut"),
+        ("bundle/golden/expected.json", "gone"),
+        ("bundle/nvidia/tensorrt/fp32/build_engine.sh", "gone"),
     ],
 )
 def test_a_lost_page_or_file_is_written_anew(small, finished, lost, how):
@@ -217,8 +243,9 @@ def test_a_run_without_baseline_and_quantization(small, finished):
     )
     found = report(finished, "bare")
     assert [row["role"] for row in found["models"]] == ["teacher", "student"]
-    skipped = {row["precision"]: row["skipped"] for row in found["artifacts"]}
-    assert skipped["fp32"] is None and "quantize.enabled is false" in skipped["int8"]
+    skipped = {(r["precision"], r["variant"]): r["skipped"] for r in found["artifacts"]}
+    assert skipped["fp32", None] is None
+    assert "quantize.enabled is false" in skipped["int8", None]
 
 
 def test_seeds_train_pairs_and_ship_the_first(small, finished):

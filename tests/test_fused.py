@@ -15,7 +15,6 @@ from pipeline.evaluation import count_macs
 from pipeline.quantization import fused
 from pipeline.quantization.fused import examine
 from pipeline.quantized import Island
-from pipeline.records import Dataset
 from runtime.onnx_runtime import quiet_import
 from tests.conftest import SIZE
 
@@ -294,7 +293,7 @@ class Files:
 
     def __init__(self, source, exported, folder):
         network = models.load(source).network
-        self.macs = count_macs(network, Dataset.model_construct(input=source.input))
+        self.macs = count_macs(network, source.input)
         self.float, self.stock, self.pooled = (
             exported,
             folder / "stock.onnx",

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("pipeline", "exporters", "runtime", "models", "benchmarks")
 LEVELS = (
     "pipeline.errors pipeline.records pipeline.machine pipeline.progress pipeline.emulated",
-    "pipeline.settings pipeline.team pipeline.quantized pipeline.emulators",
+    "pipeline.settings pipeline.team pipeline.quantized pipeline.emulators pipeline.contract "
+    "pipeline.mobile",
     "pipeline.store pipeline.images pipeline.fetching",
     "models",
     "runtime",
@@ -23,19 +24,20 @@ LEVELS = (
     "pipeline.losses pipeline.policies pipeline.pretrained",
     "pipeline.augment pipeline.context",
     "pipeline.batches",
-    "pipeline.ingest pipeline.devices",
+    "pipeline.ingest pipeline.devices pipeline.departure pipeline.workshop",
     "pipeline.evaluation",
     "pipeline.guidance pipeline.jobs",
     "pipeline.training",
     "pipeline.quantization",
     "pipeline.stages",
-    "pipeline.config",
+    "pipeline.config pipeline.verification",
     "pipeline.summary",
-    "pipeline.assemble pipeline.wording",
+    "pipeline.assemble pipeline.wording pipeline.imported pipeline.supplied",
     "pipeline.comparing pipeline.precision pipeline.elsewhere",
     "pipeline.verdict pipeline.figures",
     "pipeline.tables pipeline.stages.report",
-    "pipeline.flow pipeline.doctor benchmarks.int8_latency",
+    "pipeline.bundle",
+    "pipeline.flow pipeline.exporting pipeline.doctor benchmarks.int8_latency",
     "pipeline.__main__ benchmarks.training benchmarks.distillation benchmarks.quantization",
     "benchmarks.pages benchmarks.loops",
     "benchmarks.__main__",
@@ -44,7 +46,7 @@ LEVELS = (
 for all modules below it that are not named themselves."""
 FAMILIES = (
     *("models", "runtime", "exporters", "benchmarks"),
-    *("pipeline.sources", "pipeline.losses", "pipeline.quantization"),
+    *("pipeline.sources", "pipeline.losses", "pipeline.quantization", "pipeline.bundle"),
 )
 """Within one of these, modules may import one another; stages, for one, may not."""
 PACKAGES = {"pipeline", "pipeline.stages"}
@@ -52,7 +54,7 @@ PACKAGES = {"pipeline", "pipeline.stages"}
 TELLING = (
     *("pipeline.summary", "pipeline.assemble", "pipeline.wording", "pipeline.comparing"),
     *("pipeline.precision", "pipeline.elsewhere", "pipeline.verdict", "pipeline.figures"),
-    *("pipeline.tables", "pipeline.stages.report"),
+    *("pipeline.tables", "pipeline.stages.report", "pipeline.bundle"),
 )
 """What tells of results knows nothing of how they are made: beyond one another these import
 only what `TOLD` names."""
@@ -139,7 +141,15 @@ TORCH_FREE = [
     "pipeline.summary",
     "pipeline.tables",
     "pipeline.stages.report",
+    "pipeline.bundle",
+    "pipeline.exporting",
+    "pipeline.verification",
+    "pipeline.workshop",
     "runtime",
+    "runtime.coreml_reference",
+    "runtime.executorch",
+    "runtime.litert",
+    "runtime.tensorrt",
     "runtime.onnx_runtime",
     "runtime.pytorch",
     "exporters",

@@ -74,5 +74,5 @@ def test_every_runtime_says_whether_it_works_here():
     for name in runtime.names():
         found = runtime.load(name).availability()
         assert found.detail
-    assert runtime.for_format("onnx") == "onnx_runtime"
-    assert runtime.for_format("papyrus") is None
+    assert runtime.for_file("onnx", "model.onnx") == "onnx_runtime"
+    assert runtime.for_file("papyrus", "model.papyrus") is None

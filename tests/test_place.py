@@ -210,7 +210,7 @@ def test_layers_are_called_what_the_students_modules_are(each):
 def test_multiply_adds_by_layer_add_up_to_torchs(each):
     macs = graph.layer_macs(each.ready)
     dataset = Dataset.model_construct(input=each.checkpoint.input)
-    assert sum(macs.values()) == count_macs(each.classifier.network, dataset)
+    assert sum(macs.values()) == count_macs(each.classifier.network, dataset.input)
     assert list(macs) == graph.layers(each.ready) and min(macs.values()) > 0
 
 

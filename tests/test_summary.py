@@ -181,7 +181,13 @@ def test_labels_of_another_test_set_are_refused(run):
 def test_what_is_not_a_number_becomes_null(run, tmp_path):
     student = run.logits(100)
     found = run.measured("c", student, 2.0, student)
-    broken = Parity(max_abs_diff=float("nan"), top1_agreement=1.0, n=1200)
+    broken = Parity(
+        max_abs_diff=float("nan"),
+        mean_abs_diff=float("nan"),
+        spread=1.0,
+        top1_agreement=1.0,
+        n=1200,
+    )
     run.add_artifact("ort", "fp16", 10, found.model_copy(update={"parity": broken}))
     checkpoint, measured = run.models[0]
     history = (Epoch(epoch=1, loss=float("inf"), val_top1=0.1, seconds=1.0),)

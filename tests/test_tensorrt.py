@@ -10,9 +10,13 @@ import onnxruntime as ort
 import pytest
 from pydantic import ValidationError
 
+import runtime
 from exporters import tensorrt, tensorrt_rtx
 from pipeline.errors import ExportError
 from pipeline.records import Artifact
+from runtime import onnx_runtime
+from runtime.tensorrt import read_stamp
+from tests.conftest import sources_of
 
 rtx = pytest.mark.skipif(
     not tensorrt_rtx.availability().ok, reason=tensorrt_rtx.availability().detail
@@ -35,7 +39,7 @@ def build(sources, tmp_path):
         (variant,) = exporter.variants(chosen)
         folder = tmp_path / "an export"
         folder.mkdir()
-        return folder, exporter.export(sources[variant.source], variant, chosen, folder)
+        return folder, exporter.export(sources, variant, chosen, folder)
 
     return build
 
@@ -43,20 +47,52 @@ def build(sources, tmp_path):
 # engines
 
 
+def facts_in(folder):
+    return json.loads((folder / "engine.json").read_text(encoding="utf-8"))
+
+
 @rtx
 @pytest.mark.tensorrt
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_rtx_engine_is_built_without_a_gpu(build, checkpoint, precision):
     folder, made = build(tensorrt_rtx, precision)
-    assert made == ("model.engine", ("engine.json",), None)
+    assert made[:3] == ("model.engine", ("engine.json",), None)
     assert (folder / made.file).stat().st_size > checkpoint.params
-    facts = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
-    assert facts["tensorrt_rtx"].startswith("1.")
-    assert facts["compute_capabilities"] == ["8.9"]
-    assert facts["batch"] == {"min": 1, "opt": 1, "max": 1}
+    stamp = read_stamp(folder / made.file)
+    assert stamp.library == "TensorRT for RTX" and stamp.version.startswith("1.")
+    assert (stamp.gpu, stamp.compute_capabilities) == (None, ("8.9",))
+    assert facts_in(folder)["batch"] == {"min": 1, "opt": 1, "max": 1}
+
+
+@rtx
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("output", ["logits", "probabilities"])
+def test_facts_of_the_student_are_beside_the_engine(sources, checkpoint, tmp_path, output):
+    source = sources.files["onnx fp32"].model_copy(update={"output": output})
+    known = sources_of(checkpoint, files=[source])
+    settings = tensorrt_rtx.Settings(precisions=("fp32",))
+    tensorrt_rtx.export(known, tensorrt_rtx.variants(settings)[0], settings, tmp_path)
+    facts = facts_in(tmp_path)
     assert facts["input"] == checkpoint.input.model_dump(mode="json")
     assert facts["labels"] == list(checkpoint.labels)
     assert (facts["student"], facts["arch"]) == (checkpoint.key, checkpoint.arch)
+    assert (facts["output"], facts["licence"]) == (output, known.facts.licence)
+    assert set(facts) >= set(known.facts.texts(output))
+
+
+@rtx
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_rtx_engine_says_what_was_found_in_it(build, precision):
+    folder, made = build(tensorrt_rtx, precision)
+    network = facts_in(folder)["network"]
+    assert network["takes"] == "uint8 [-1, 32, 32, 3]" and network["gives"] == "fp32 [-1, 5]"
+    assert network["products"] == {precision: 53}, "every convolution and matrix product"
+    where, graph, header, *size = made.notes
+    assert where.endswith("for GPUs of compute capability 8.9, and nowhere else.")
+    assert f"of the 53 convolutions and matrix products, 53 in {precision}." in graph
+    assert "the file's own length" in header and "compute capability 8.9" in header
+    assert bool(size) == (precision == "int8")
 
 
 @rtx
@@ -66,7 +102,7 @@ def test_rtx_engine_of_half_is_smaller(sources, tmp_path):
     for variant in tensorrt_rtx.variants(settings):
         folder = tmp_path / variant.precision
         folder.mkdir()
-        made = tensorrt_rtx.export(sources[variant.source], variant, settings, folder)
+        made = tensorrt_rtx.export(sources, variant, settings, folder)
         sizes[variant.precision] = (folder / made.file).stat().st_size
     assert sizes["fp16"] < 0.8 * sizes["fp32"]
 
@@ -78,23 +114,22 @@ def test_rtx_engine_of_several_gpus_and_batch_sizes(build):
     folder, _ = build(
         tensorrt_rtx, "fp32", compute_capabilities=gpus, min_batch=1, opt_batch=4, max_batch=8
     )
-    facts = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
-    assert facts["compute_capabilities"] == list(gpus)
-    assert facts["batch"] == {"min": 1, "opt": 4, "max": 8}
+    assert read_stamp(folder / "model.engine").compute_capabilities == gpus
+    assert facts_in(folder)["batch"] == {"min": 1, "opt": 4, "max": 8}
 
 
 @rtx
 @pytest.mark.tensorrt
-def test_what_the_parser_refuses_is_named(float_onnx, tmp_path):
+def test_what_the_parser_refuses_is_named(float_onnx, checkpoint, tmp_path):
     model = onnx.load(float_onnx.path)
     node = next(node for node in model.graph.node if node.op_type == "Clip")
     node.op_type, node.domain = "Squish", "example.org"
     model.opset_import.append(onnx.helper.make_opsetid("example.org", 1))
     onnx.save(model, tmp_path / "model.onnx")
     source = Artifact(format="onnx", precision="fp32", folder=tmp_path, file="model.onnx")
-    settings = tensorrt_rtx.Settings()
+    settings, known = tensorrt_rtx.Settings(), sources_of(checkpoint, files=[source])
     with pytest.raises(ExportError, match=f"cannot read the graph: Squish `{node.name}`") as caught:
-        tensorrt_rtx.export(source, tensorrt_rtx.variants(settings)[0], settings, tmp_path)
+        tensorrt_rtx.export(known, tensorrt_rtx.variants(settings)[0], settings, tmp_path)
     assert "cudaError" not in str(caught.value)
     assert "[export.tensorrt_rtx]" in caught.value.remedy
 
@@ -106,16 +141,44 @@ def test_what_the_builder_refuses_is_named(build):
         build(tensorrt_rtx, "fp32", compute_capabilities=("7.5",))
 
 
+@rtx
+@pytest.mark.tensorrt
+def test_a_refused_engine_leaves_no_trace_in_the_next(sources, tmp_path):
+    engines = []
+    for number, gpu in enumerate(("8.9", "7.5", "8.9")):
+        settings = tensorrt_rtx.Settings(compute_capabilities=(gpu,))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        try:
+            tensorrt_rtx.export(sources, tensorrt_rtx.variants(settings)[0], settings, folder)
+        except ExportError:
+            assert gpu == "7.5"
+        else:
+            engines.append((folder / "model.engine").read_bytes())
+    first, last = engines
+    assert first == last
+
+
 @pytest.mark.gpu
 @pytest.mark.tensorrt
 @pytest.mark.skipif(tensorrt._missing() is not None, reason=str(tensorrt._missing()))
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_engine_for_this_gpu(build, checkpoint, precision):
     folder, made = build(tensorrt, precision)
-    assert made == ("model.engine", ("engine.json",), None)
-    facts = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
-    assert facts["gpu"] and facts["tensorrt"]
-    assert facts["labels"] == list(checkpoint.labels)
+    assert made[:3] == ("model.engine", ("engine.json",), None)
+    stamp = read_stamp(folder / made.file)
+    assert stamp.library == "TensorRT" and stamp.version
+    assert stamp.gpu and stamp.cuda_driver and len(stamp.compute_capabilities) == 1
+    assert facts_in(folder)["labels"] == list(checkpoint.labels)
+
+
+@pytest.mark.parametrize("exporter", [tensorrt, tensorrt_rtx])
+def test_a_file_that_is_not_there_is_a_programming_error(exporter, checkpoint, tmp_path):
+    settings = exporter.Settings()
+    for variant in exporter.variants(settings):
+        assert variant.platforms == ("nvidia",)
+        with pytest.raises(TypeError, match="not among the files"):
+            exporter.export(sources_of(checkpoint), variant, settings, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +202,7 @@ def test_settings_are_checked(wrong, words):
 
 @pytest.mark.parametrize("title", ["onnx fp32", "onnx fp16", "onnx int8 (symmetric)"])
 def test_prepared_graph_casts_first_and_answers_the_same(sources, title):
-    model = tensorrt.prepare(sources[title])
+    model = tensorrt.prepare(sources.files[title])
     onnx.checker.check_model(model, full_check=True)
     readers = [node.op_type for node in model.graph.node if "image" in node.input]
     assert readers == ["Cast"]
@@ -149,13 +212,13 @@ def test_prepared_graph_casts_first_and_answers_the_same(sources, title):
         ort.InferenceSession(content, providers=["CPUExecutionProvider"]).run(
             None, {"image": images}
         )[0]
-        for content in (sources[title].path.read_bytes(), model.SerializeToString())
+        for content in (sources.files[title].path.read_bytes(), model.SerializeToString())
     )
     np.testing.assert_array_equal(before, after)
 
 
 def test_prepared_half_graph_has_no_other_float_but_the_logits(sources):
-    graph = tensorrt.prepare(sources["onnx fp16"]).graph
+    graph = tensorrt.prepare(sources.files["onnx fp16"]).graph
     casts = [node for node in graph.node if node.op_type == "Cast"]
     kinds = {onnx.helper.get_node_attr_value(node, "to") for node in casts[:-1]}
     assert kinds == {onnx.TensorProto.FLOAT16}
@@ -164,7 +227,7 @@ def test_prepared_half_graph_has_no_other_float_but_the_logits(sources):
 
 def test_symmetric_graph_is_what_tensorrt_asks_for(sources):
     """int8 with zero point 0 on both sides of every Q/DQ; no int32 biases."""
-    model = tensorrt.prepare(sources["onnx int8 (symmetric)"])
+    model = tensorrt.prepare(sources.files["onnx int8 (symmetric)"])
     constants = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
     kinds = ("QuantizeLinear", "DequantizeLinear")
     pairs = [node for node in model.graph.node if node.op_type in kinds]
@@ -175,6 +238,22 @@ def test_symmetric_graph_is_what_tensorrt_asks_for(sources):
 
 
 # the script
+
+
+@no_engine
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_graph_that_is_left_answers_as_its_source_does(build, sources, precision):
+    """What is measured where no engine can be built: the graph, in the runtime for it."""
+    folder, made = build(tensorrt, precision, max_batch=4)
+    assert runtime.for_file("tensorrt", made.file) == "onnx_runtime"
+    source = "onnx int8 (symmetric)" if precision == "int8" else f"onnx {precision}"
+    before, after = (
+        onnx_runtime.open(path, threads=1)
+        for path in (sources.files[source].path, folder / made.file)
+    )
+    for n in (1, 2, 5):
+        images = np.random.default_rng(n).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(before.run(images), after.run(images))
 
 
 @no_engine

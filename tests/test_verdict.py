@@ -249,9 +249,9 @@ def test_a_useless_teacher_is_a_warning(run):
 
 def test_the_contract_speaks_of_core_ml_where_there_is_such_a_file(report):
     lines = verdict.contract(report)
-    assert lines[0].startswith("ONNX and TensorRT files take uint8 images [batch, 8, 8, 1] (NHWC, ")
-    assert lines[0].endswith("one logit a class.")
-    assert "image of 8 × 8 pixels (grey, 0 to 255)" in lines[1] and "probability" in lines[1]
+    assert lines[0].startswith("Files for ONNX Runtime take uint8 images [batch, 8, 8, 1] (NHWC, ")
+    assert "image of 8 × 8 pixels (grey, 0 to 255)" in lines[1]
+    assert lines[2] == "They answer with logits: onnx fp32, onnx int8 and coreml fp16."
     without = report.model_copy(update={"artifacts": report.artifacts[:2]})
-    assert verdict.contract(without) == [lines[0], lines[2]]
-    assert not any("uint8" in line or "logit" in line for line in lines[1:])
+    told = "They answer with logits: onnx fp32 and onnx int8."
+    assert verdict.contract(without) == [lines[0], told, lines[-1]]

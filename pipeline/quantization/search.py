@@ -78,9 +78,9 @@ class Search:
         """What had to be left out, in words."""
 
     @property
-    def calibration_images(self) -> int:
-        """How many there were."""
-        return len(self._rows)
+    def calibration_images(self) -> NDArray[np.uint8]:
+        """All of them, uint8 [n, size, size, channels]."""
+        return open_split(self._subject.dataset, "train")[self._rows]
 
     @property
     def float_top1(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,18 +9,21 @@ from pydantic import ConfigDict, field_validator, model_validator
 from rich.markup import escape
 
 import exporters
-from exporters import Exporter, Variant
+from exporters import QUANTIZED, TOLERANCE_KEYS, FormatSettings, Sources, Variant
 from pipeline.context import Context
-from pipeline.errors import ConfigError, ExportError, UnavailableError
+from pipeline.contract import LICENCE_UNKNOWN, Facts
+from pipeline.errors import ConfigError, ExportError, NotNeededError, UnavailableError
 from pipeline.machine import versions
 from pipeline.progress import console, track
 from pipeline.quantized import Quantized
-from pipeline.records import Artifact, Checkpoint, Result
+from pipeline.records import Artifact, Checkpoint
 from pipeline.settings import Settings, read_table
 from pipeline.store import file_sha256, size_of
+from pipeline.workshop import Workshop
 
 FIRST = "onnx"
 """Made before all others: some of them start from its files."""
+OFF = "quantize.enabled is false"
 
 
 class Export(Settings):
@@ -29,7 +31,9 @@ class Export(Settings):
 
     model_config = ConfigDict(extra="allow")
 
-    formats: tuple[str, ...] = ("onnx", "coreml", "tensorrt", "tensorrt_rtx")
+    formats: tuple[str, ...] = (
+        *("onnx", "ort", "coreml", "litert", "executorch", "tensorrt", "tensorrt_rtx"),
+    )
     """Names of the modules in exporters/; onnx is always among them."""
 
     @field_validator("formats")
@@ -52,73 +56,102 @@ class Export(Settings):
             extra[name] = _format_settings(name, table)
         return self
 
-    def settings_of(self, name: str) -> Settings:
+    def settings_of(self, name: str) -> FormatSettings:
         """The keys of [export.<name>], or their defaults."""
         return (self.model_extra or {}).get(name) or exporters.load(name).Settings()
 
     def run(
-        self, context: Context, student: Checkpoint, quantized: Quantized | None
+        self,
+        context: Context,
+        student: Checkpoint,
+        quantized: Quantized | None,
+        licence: str = LICENCE_UNKNOWN,
+        unquantized: str = OFF,
     ) -> list[Artifact]:
-        """Every file of every format, in a fixed order."""
-        sources: dict[str, Result] = {"checkpoint": student}
-        if quantized is not None:
-            sources["quantized"] = quantized
-        files = [
+        """Every file of every format, in a fixed order.
+
+        `licence` is that of the images the student was trained on, `unquantized` why there is no
+        int8 where there is none.
+        """
+        files: dict[str, Artifact] = {}
+        sources = Sources(
+            student=student,
+            facts=Facts.of(student, licence),
+            quantized=quantized,
+            files=files,
+        )
+        wanted = [
             (name, variant)
             for name in sorted(self.formats, key=lambda name: name != FIRST)
             for variant in exporters.load(name).variants(self.settings_of(name))
         ]
         artifacts: list[Artifact] = []
-        for name, variant in track(files, "export", len(files)):
-            artifact = self._one(context, name, variant, sources)
-            artifacts.append(artifact)
-            if artifact.file is not None:
-                sources[artifact.title] = artifact
+        with Workshop(context.threads) as workshop:
+            for name, variant in track(wanted, "export", len(wanted)):
+                artifact = self._one(context, workshop, name, variant, sources, unquantized)
+                artifacts.append(artifact)
+                if artifact.file is not None:
+                    files[artifact.title] = artifact
         return artifacts
 
     def _one(
         self,
         context: Context,
+        workshop: Workshop,
         name: str,
         variant: Variant,
-        sources: Mapping[str, Result],
+        sources: Sources,
+        unquantized: str,
     ) -> Artifact:
         exporter, settings = exporters.load(name), self.settings_of(name)
-        blank = Artifact(format=name, precision=variant.precision, variant=variant.variant)
-        if variant.source not in sources:
-            off = variant.source == "quantized"
-            why = "quantize.enabled is false" if off else "it was not made"
+        blank = Artifact(
+            format=name,
+            precision=variant.precision,
+            variant=variant.variant,
+            platforms=variant.platforms,
+        )
+        source = sources.of(variant)
+        if source is None:
+            why = unquantized if variant.source == QUANTIZED else "it was not made"
             return blank.model_copy(update={"skipped": f"needs {variant.source}, and {why}"})
         available = exporter.availability()
         if not available.ok:
-            why = f"{available.detail}. {available.remedy}".strip()
+            why = ". ".join(filter(None, (available.detail, available.remedy)))
             return blank.model_copy(update={"skipped": why})
-        source = sources[variant.source]
+        output = source.output if isinstance(source, Artifact) else None
+        blank = blank.model_copy(
+            update={"output": output or getattr(settings, "output", blank.output)}
+        )
         facts = {
             "variant": variant._asdict(),
             "version": exporter.VERSION,
             "available": available.detail,
+            "facts": sources.facts,
             **versions(*exporter.PACKAGES),
         }
         try:
             return context.store.get(
                 Artifact,
                 f"export-{name}",
-                lambda folder: _make(exporter, blank, source, variant, settings, folder),
-                version=1,
-                settings=settings,
-                parents=[source],
+                lambda folder: _make(workshop, blank, sources, variant, settings, folder),
+                version=2,
+                settings=settings.model_dump(exclude=set(TOLERANCE_KEYS)),
+                parents=[source, sources.student],
                 facts=facts,
             )
         except (UnavailableError, ExportError) as error:
-            if name == FIRST and variant.precision != "fp16":
+            plain = variant.precision != "fp16" and variant.variant is None
+            if name == FIRST and plain and not isinstance(error, NotNeededError):
                 raise
             # One format's refusal must not cost the others; nor must weights too large for fp16.
-            console.print(f"[yellow]{escape(f'{blank.title}: {error.message}')}[/]")
-            return blank.model_copy(update={"skipped": f"{error.message}. {error.remedy}".strip()})
+            if not isinstance(error, NotNeededError):
+                console.print(f"[yellow]{escape(f'{blank.title}: {error.message}')}[/]")
+            return blank.model_copy(
+                update={"skipped": ". ".join(filter(None, (error.message, error.remedy)))}
+            )
 
 
-def _format_settings(name: str, table: Any) -> Settings:
+def _format_settings(name: str, table: Any) -> FormatSettings:
     if name not in exporters.names():
         raise ConfigError(
             f"export.{name}: unknown key or format",
@@ -128,20 +161,21 @@ def _format_settings(name: str, table: Any) -> Settings:
 
 
 def _make(
-    exporter: Exporter,
+    workshop: Workshop,
     blank: Artifact,
-    source: Result,
+    sources: Sources,
     variant: Variant,
-    settings: Settings,
+    settings: FormatSettings,
     folder: Path,
 ) -> Artifact:
-    made = exporter.export(source, variant, settings, folder)
+    made = workshop.export(blank.format, sources, variant, settings, folder)
     path = folder / made.file
     return blank.model_copy(
         update={
             "file": made.file,
             "extras": made.extras,
             "skipped": made.skipped,
+            "notes": made.notes,
             "bytes": size_of(path),
             "sha256": file_sha256(path),
         }

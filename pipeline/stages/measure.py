@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import field_validator
+from scipy.special import softmax
 
 import runtime
 from benchmarks import latency, operators, profiles, stats
@@ -135,28 +136,39 @@ class Measure(Settings):
 
         Where nothing here can execute it, the measurement says why.
         """
-        name = runtime.for_format(artifact.format)
-        if artifact.file is None or name is None:
-            return Measurement(skipped=artifact.skipped or _unexecuted(artifact.format))
+        if artifact.file is None:
+            return Measurement(skipped=artifact.skipped)
+        name = runtime.for_file(artifact.format, artifact.file)
+        if name is None:
+            return Measurement(skipped=f"no runtime of this project executes {artifact.format}")
+        executes = runtime.load(name)
+        available = executes.availability()
+        if not available.ok:
+            reason = ". ".join(filter(None, (available.detail, available.remedy)))
+            return Measurement(skipped=reason)
+        own = artifact.format in executes.FORMATS  # else its speed says nothing of the format
         elsewhere = cpu_images if artifact.title == FOR_CPUS else 0
 
         def work(folder: Path) -> Measurement:
             test = open_split(dataset, "test")
-            session = runtime.load(name).open(artifact.path, context.threads or cores())
+            session = executes.open(artifact.path, context.threads or cores())
             starts = range(0, len(test), BATCH)
             parts = [
                 session.run(test[slice(start, start + BATCH)])
                 for start in track(starts, artifact.title, len(starts))
             ]
             logits = np.concatenate(parts)
+            timed = own and executes.TIMED
             return Measurement(
                 accuracy=_accuracy(logits, test, session.name, folder),
-                parity=_parity(logits, answers(student)),
+                parity=_parity(logits, answers(student), artifact.output),
                 cpus=_on_cpus(artifact, test, logits, elsewhere, context),
-                **self._timing(context, name, artifact.path, test, folder),
+                skipped=executes.CAVEAT or None,
+                **(self._timing(context, name, artifact.path, test, folder) if timed else {}),
             )
 
-        facts = {"cpus": [elsewhere, cpus.there()]} if elsewhere else {}
+        facts: dict[str, Any] = {"runtime": available.detail}
+        facts |= {"cpus": [elsewhere, cpus.there()]} if elsewhere else {}
         return self._get(context, work, [artifact, dataset, student], facts)
 
     def _get(
@@ -176,7 +188,7 @@ class Measure(Settings):
             Measurement,
             "measure",
             work,
-            version=3,
+            version=4,
             settings=self,
             parents=parents,
             facts=facts,
@@ -277,15 +289,14 @@ def _on_cpus(
     return cpus.compare(artifact.path, test[rows], test.labels[rows], logits[rows], threads)
 
 
-def _parity(logits: Logits, reference: Logits) -> Parity:
+def _parity(given: Logits, logits: Logits, output: str) -> Parity:
+    """How far the answers `given` are from those of the student, whose `logits` these are."""
+    reference = logits if output == "logits" else softmax(logits, axis=1)
+    apart = np.abs(given - reference)
     return Parity(
-        max_abs_diff=float(np.abs(logits - reference).max()),
-        top1_agreement=float((logits.argmax(1) == reference.argmax(1)).mean()),
-        n=len(logits),
+        max_abs_diff=float(apart.max()),
+        mean_abs_diff=float(apart.mean()),
+        spread=float(reference.std()),
+        top1_agreement=float((given.argmax(1) == reference.argmax(1)).mean()),
+        n=len(given),
     )
-
-
-def _unexecuted(artifact_format: str) -> str:
-    import exporters
-
-    return exporters.load(artifact_format).EXECUTED

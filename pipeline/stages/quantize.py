@@ -56,7 +56,7 @@ class Quantize(Options):
             Quantized,
             "quantize",
             work,
-            version=4,
+            version=5,
             settings={"quantize": self, "augment": augment},
             parents=[student, teacher, dataset],
             facts=facts,
@@ -64,6 +64,7 @@ class Quantize(Options):
 
 
 def _quantize(settings: Options, subject: Subject, folder: Path) -> Quantized:
+    import numpy as np
     import onnx
 
     from pipeline.quantization import fused, search
@@ -77,11 +78,13 @@ def _quantize(settings: Options, subject: Subject, folder: Path) -> Quantized:
     onnx.save(best.ready, folder / "ready.onnx")
     onnx.save(placed.model, folder / "int8.onnx")
     onnx.save(searched.symmetric(best, float_layers).model, folder / "int8-symmetric.onnx")
+    images = searched.calibration_images
+    np.save(folder / "calibration.npy", images)
     spec = subject.dataset.input
     shape = (spec.size, spec.size, spec.channels)
     return Quantized(
         scheme=best.scheme,
-        calibration=Calibration(method=best.method, images=searched.calibration_images),
+        calibration=Calibration(method=best.method, images=len(images)),
         float_val_top1=searched.float_top1,
         trials=tuple(each.model_copy(update={"kept": each.name == best.name}) for each in trials),
         fused=fused.examine(folder / "int8.onnx", shape, float_layers=float_layers),

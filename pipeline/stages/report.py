@@ -21,7 +21,7 @@ from pipeline.wording import LONG
 
 PAGES = ("report.html", "report.md", FILE)
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
-NUMBERS = ("number", "percent", "interval", "megabytes", "points", "network", "effort")
+NUMBERS = ("number", "percent", "interval", "apart", "megabytes", "points", "network", "effort")
 """What templates may say of numbers, from `wording`."""
 FIGURES = ("scatter", "curves", "losses", "layers")
 """From `figures`, by the ids of their places on the page."""
@@ -99,6 +99,8 @@ def _render(template: str, report: Report, **more: Any) -> str:
         file_notes=precision.file_notes(report),
         key=figures.key(report),
         curve_table=curve_rows(report),
+        reasons=wording.by_reason(report),
+        shown_apart=wording.by_reason(report, executed=True),
         settings=list(wording.flat(report.settings)),
         long=LONG,
         **more,

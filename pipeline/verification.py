@@ -1,0 +1,98 @@
+"""Whether every exported file answers as the student does, and if not, from which layer on.
+
+The measure stage finds out how far the answers are apart; here that is held against the format's
+tolerance. A file beyond it ends the run: it must not reach a phone as one of several to choose
+from. What was measured is in the store, so that a run with other settings goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.stats import paired_difference
+from exporters import Tolerance
+from pipeline import departure
+from pipeline.context import Context
+from pipeline.errors import PipelineError, VerificationError
+from pipeline.images import open_split, spread
+from pipeline.machine import cores
+from pipeline.records import Artifact, Checkpoint, Dataset, Measurement
+from pipeline.stages.export import Export
+from pipeline.stages.measure import answers
+
+LOOKED_INTO = 16
+"""Test images whose way through the layers is followed."""
+
+
+def verify(
+    context: Context,
+    export: Export,
+    student: tuple[Checkpoint, Measurement],
+    files: Iterable[tuple[Artifact, Measurement]],
+    dataset: Dataset,
+) -> None:
+    """Raise `VerificationError` naming every file beyond its tolerance, and where it departs."""
+    test = open_split(dataset, "test")
+    reference = answers(student[1])
+    beyond = []
+    for artifact, found in files:
+        if found.parity is None:
+            continue
+        tolerance = export.settings_of(artifact.format).tolerance(artifact.precision)
+        faults = list(_faults(found, reference, test.labels, tolerance))
+        if faults:
+            pixels = test[spread(min(LOOKED_INTO, len(test)), len(test))]
+            where = _where(context, student[0], artifact, pixels)
+            beyond.append((artifact, f"{artifact.title}: {'; '.join(faults)}. {where}"))
+    if beyond:
+        keys = dict.fromkeys(
+            f"export.{artifact.format}.{key}"
+            for artifact, _ in beyond
+            for key in ("max_difference", "max_drop")
+        )
+        raise VerificationError(
+            "exported files do not answer as the student does:\n"
+            + "\n".join(text for _, text in beyond),
+            remedy="Leave the file out (its format's `precisions`), or allow more with "
+            f"{', '.join(keys)}. Everything measured is kept.",
+        )
+
+
+def _faults(
+    found: Measurement,
+    reference: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    tolerance: Tolerance,
+) -> Iterator[str]:
+    """What is beyond `tolerance`, in words."""
+    parity = found.parity
+    assert parity is not None
+    if not isfinite(parity.mean_abs_diff):
+        yield "some answers are not numbers"
+        return
+    apart = parity.mean_abs_diff / parity.spread if parity.spread else parity.mean_abs_diff
+    if apart > tolerance.difference:
+        yield (
+            f"its answers are {apart:.3g} of the student's standard deviation away on average, "
+            f"allowed are {tolerance.difference:g}"
+        )
+    right = answers(found).argmax(1) == labels
+    change = paired_difference(reference.argmax(1) == labels, right)
+    if -100 * change.ci95[1] > tolerance.drop:
+        yield (
+            f"it loses {-100 * change.difference:.2f} points of top-1 (at least "
+            f"{-100 * change.ci95[1]:.2f} for certain), allowed are {tolerance.drop:g}"
+        )
+
+
+def _where(
+    context: Context, student: Checkpoint, artifact: Artifact, pixels: NDArray[np.uint8]
+) -> str:
+    try:
+        return departure.sentence(student, artifact, pixels, context.threads or cores())
+    except PipelineError as error:
+        return f"Where it departs could not be found: {error.message}."

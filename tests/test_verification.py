@@ -1,0 +1,138 @@
+"""Files that answer otherwise than the student end the run, and the message says where."""
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks.stats import wilson
+from exporters import Variant
+from pipeline.context import Context
+from pipeline.errors import VerificationError
+from pipeline.images import open_split
+from pipeline.records import Accuracy, Artifact, Dataset, Measurement, Parity, Split
+from pipeline.stages.export import Export
+from pipeline.store import Store
+from pipeline.verification import verify
+from runtime import onnx_runtime
+from tests.conftest import enliven, export_onnx, sources_of
+from tests.pictures import CLASSES, picture
+
+N = 80
+
+
+@pytest.fixture(scope="module")
+def scene(make_checkpoint, tmp_path_factory):
+    """A student, its file, and pictures that are labelled with the student's own answers."""
+    folder = tmp_path_factory.mktemp("scene")
+    rng = np.random.default_rng(1)
+    pixels = np.stack([picture(CLASSES[i % 3], rng, 32) for i in range(N)])[..., None]
+    checkpoint = make_checkpoint(channels=1)
+    enliven(checkpoint, pixels)
+    float_onnx = export_onnx(
+        sources_of(checkpoint), Variant("fp32"), tmp_path_factory.mktemp("onnx")
+    )
+    spec = checkpoint.input
+    logits = onnx_runtime.open(float_onnx.path, 1).run(pixels)
+    # Of an untrained student one class wins nearly always; less its mean, each does now and then.
+    labels = (logits - logits.mean(0)).argmax(1)
+    np.save(folder / "pixels.npy", pixels)
+    np.save(folder / "labels.npy", labels)
+    split = Split(n=N, labels="labels.npy", images="pixels.npy")
+    dataset = Dataset(
+        folder=folder,
+        source="noise",
+        labels=checkpoint.labels,
+        input=spec,
+        train=split,
+        val=split,
+        test=split,
+        digest="d",
+    )
+    return Scene(checkpoint, float_onnx, dataset, logits, folder)
+
+
+class Scene:
+    def __init__(self, checkpoint, file, dataset, logits, folder):
+        self.checkpoint, self.file, self.dataset, self.folder = checkpoint, file, dataset, folder
+        self.logits, self.mean = logits, logits.mean(0)
+        self.student = self.found("student", logits)
+
+    def found(self, name, logits):
+        """The measurement of a file that answers with `logits`."""
+        home = self.folder / name
+        home.mkdir(exist_ok=True)
+        shown = logits - self.mean
+        np.save(home / "predictions.npy", shown)
+        labels = open_split(self.dataset, "test").labels
+        right = int((shown.argmax(1) == labels).sum())
+        apart = np.abs(logits - self.logits)
+        return Measurement(
+            folder=home,
+            accuracy=Accuracy(
+                top1=right / N,
+                top1_ci95=wilson(right, N),
+                n=N,
+                evaluated_with="onnxruntime",
+                predictions="predictions.npy",
+            ),
+            parity=Parity(
+                max_abs_diff=float(apart.max()),
+                mean_abs_diff=float(apart.mean()),
+                spread=float(self.logits.std()),
+                top1_agreement=1.0,
+                n=N,
+            ),
+        )
+
+    def verify(self, artifact: Artifact, name="file", **settings):
+        pixels = open_split(self.dataset, "test")[slice(0, N)]
+        found = self.found(name, onnx_runtime.open(artifact.path, 1).run(pixels))
+        export = Export.model_validate({"formats": ["onnx"], "onnx": settings})
+        context = Context(store=Store(self.folder), seed=0, device="cpu", threads=1)
+        verify(context, export, (self.checkpoint, self.student), [(artifact, found)], self.dataset)
+
+
+def test_a_faithful_file_passes(scene):
+    scene.verify(scene.file)
+
+
+def broken(artifact, folder, layer):
+    """A copy of the file in which the weights of one layer are half of what they were."""
+    model = onnx.load(artifact.path)
+    (weight,) = (each for each in model.graph.initializer if each.name.endswith(f"{layer}.weight"))
+    values = onnx.numpy_helper.to_array(weight) * np.float32(0.5)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, folder / "broken.onnx")
+    return artifact.model_copy(update={"folder": folder, "file": "broken.onnx"})
+
+
+def test_a_broken_layer_is_named(scene, tmp_path):
+    file = broken(scene.file, tmp_path, "features.5.conv.0.0")
+    with pytest.raises(VerificationError) as caught:
+        scene.verify(file, "broken")
+    message = caught.value.message
+    assert "onnx fp32: its answers are" in message and "allowed are 0.001" in message
+    assert "features.5.conv.0" in message
+    assert "export.onnx.max_difference" in caught.value.remedy
+
+
+def test_a_tolerance_can_be_widened(scene, tmp_path):
+    file = broken(scene.file, tmp_path, "features.5.conv.0.0")
+    scene.verify(file, "wide", max_difference=100.0, max_drop=100.0)
+
+
+def test_a_certain_loss_of_accuracy_is_beyond_it_too(scene, tmp_path):
+    file = broken(scene.file, tmp_path, "features.0.0")
+    with pytest.raises(VerificationError, match=r"loses \d+\.\d+ points .* allowed are 0\.1"):
+        scene.verify(file, "lossy", max_difference=100.0)
+
+
+def test_answers_that_are_no_numbers(scene, tmp_path):
+    model = onnx.load(scene.file.path)
+    bias = next(each for each in model.graph.initializer if each.name.endswith("classifier.1.bias"))
+    values = onnx.numpy_helper.to_array(bias) * np.float32("nan")
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    file = scene.file.model_copy(update={"folder": tmp_path, "file": "nan.onnx"})
+    with pytest.raises(VerificationError, match="not numbers"):
+        scene.verify(file, "nan")
