@@ -26,7 +26,9 @@ class Tolerance(NamedTuple):
     """How far a file's answers may be from the float student's before the run fails."""
 
     difference: float
-    """Mean absolute difference of an answer, in standard deviations of the student's answers."""
+    """Mean absolute difference of a logit (of probabilities: of their logarithms, centred), in
+    standard deviations of the student's logits. Answers that have nothing to do with one another
+    are 1.1 apart."""
     drop: float
     """Points of top-1 that may be lost for certain: the lower end of the paired 95 % interval."""
 
@@ -40,7 +42,7 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
     "int8": Tolerance(0.5, 3.0),
     "w8a16": Tolerance(0.2, 1.0),
     "w6a16": Tolerance(0.5, 5.0),
-    "w4a16": Tolerance(1.5, 30.0),
+    "w4a16": Tolerance(0.8, 30.0),
 }
 
 
@@ -48,8 +50,8 @@ class FormatSettings(shared.Settings):
     """What every table [export.<format>] has: how far its files may be from the student."""
 
     max_difference: float | None = Field(default=None, gt=0)
-    """Mean absolute difference of an answer from the float student's, in standard deviations of
-    the student's answers, beyond which the run fails; by default the precision decides
+    """Mean absolute difference of a logit from the float student's, in standard deviations of the
+    student's logits, beyond which the run fails; by default the precision decides
     (exporters/__init__.py)."""
     max_drop: float | None = Field(default=None, ge=0)
     """Points of top-1 beyond which a loss that is certain (95 %, paired) fails the run; by default
@@ -64,8 +66,8 @@ class FormatSettings(shared.Settings):
         )
 
 
-TOLERANCE_KEYS = frozenset(FormatSettings.model_fields)
-"""They decide no byte of a file, so they are no part of the store's key."""
+CHOOSING_KEYS = frozenset({*FormatSettings.model_fields, "precisions", "mobile", "raw"})
+"""Keys that decide which files are made and accepted, but no byte of one: no part of its key."""
 Output = Literal["logits", "probabilities"]
 
 

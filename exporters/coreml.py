@@ -14,7 +14,9 @@ import contextlib
 import importlib.util
 import io
 import json
+import platform
 import re
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,6 +41,10 @@ VERSION = 2
 PACKAGES = ("coremltools", "torch", "torchvision", "timm", "scikit-learn")
 EXTRA = "coreml"
 ISOLATED = True
+NEEDED = {"coremltools": "coremltools", "sklearn": "scikit-learn"}
+"""Modules and their distributions; the second finds the palettes."""
+WHEEL = ("linux", "x86_64")
+"""Where it can write files, beside macOS."""
 INPUT = "image"
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "pocket-distillery")
 """Of the identifiers in Manifest.json, which must be unique within a package only."""
@@ -62,12 +68,13 @@ class Settings(exporters.FormatSettings):
 
 def availability() -> Availability:
     """Whether coremltools is installed; it converts on macOS and Linux alike."""
-    if importlib.util.find_spec("coremltools") is None:
-        return Availability(
-            False,
-            "coremltools is not installed",
-            remedy=f'Install it with: .venv/bin/pip install -e ".[{EXTRA}]"',
-        )
+    for module, name in NEEDED.items():
+        if importlib.util.find_spec(module) is None:
+            if sys.platform != "darwin" and (sys.platform, platform.machine()) != WHEEL:
+                here = f"{platform.system()} on {platform.machine()}"
+                return Availability(False, f"coremltools has no package for {here}")
+            remedy = f'Install it with: .venv/bin/pip install -e ".[{EXTRA}]"'
+            return Availability(False, f"{name} is not installed", remedy)
     return Availability(True, f"coremltools {package_version('coremltools')}")
 
 

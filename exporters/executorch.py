@@ -23,8 +23,8 @@ from pipeline.contract import Facts
 from pipeline.errors import ExportError, PipelineError, require
 from pipeline.machine import package_version
 from pipeline.records import InputSpec
-from runtime import Availability
-from runtime.executorch import EXTRA, INSTALL, silence
+from runtime import Availability, silence
+from runtime.executorch import EXTRA, INSTALL
 
 if TYPE_CHECKING:
     import numpy as np

@@ -39,6 +39,10 @@ RAW_INPUT = "pixels"
 OUTPUT = "logits"
 FILE = "model.onnx"
 LARGEST_HALF = 65504.0
+RAW_NOTE = (
+    "Takes float32 pixels [batch, channels, height, width] that the app has normalised, unlike "
+    "every other file: (x / 255 - mean) / std."
+)
 
 
 class Settings(exporters.FormatSettings):
@@ -90,7 +94,7 @@ def export(sources: Sources, variant: Variant, settings: Settings, folder: Path)
     """
     import onnx
 
-    path, notes = folder / FILE, ()
+    path, notes = folder / FILE, tuple[str, ...]()
     if variant.precision == "int8":
         quantized = sources.graphs()
         symmetric = variant.variant == "symmetric"
@@ -104,6 +108,7 @@ def export(sources: Sources, variant: Variant, settings: Settings, folder: Path)
         raw = variant.variant == "raw"
         write_float_graph(sources.student, path, settings.opset, raw=raw)
         model = dress(onnx.load(path), sources.facts, settings, raw=raw)
+        notes = (RAW_NOTE,) if raw else ()
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
     return Exported(FILE, notes=notes)

@@ -8,19 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.classifier import Classifier
 from pipeline.devices import autocast
-from pipeline.images import Images
+from pipeline.images import Images, batch_size
 from pipeline.records import InputSpec
 from pipeline.team import Team
-
-BATCH = 512
-"""Images at a time, of small ones."""
-LARGE_IMAGE = 64
-"""Pixels from which there are fewer, so that they take no more memory."""
-
-
-def batch_size(image_size: int) -> int:
-    """Images at a time where nothing is learned, for images of that many pixels a side."""
-    return max(16, min(BATCH, int(BATCH * (LARGE_IMAGE / image_size) ** 2)))
 
 
 def predict(

@@ -6,11 +6,13 @@ run's student the run's own images calibrate int8 and verify; otherwise they com
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
 from pydantic import ValidationError
 from rich.markup import escape
 
@@ -19,7 +21,7 @@ from pipeline.context import Context
 from pipeline.contract import LICENCE_UNKNOWN
 from pipeline.errors import ConfigError, DataError, ExportError
 from pipeline.images import open_split
-from pipeline.imported import Origin, find
+from pipeline.imported import SUFFIXES, Origin, find
 from pipeline.machine import environment
 from pipeline.progress import console
 from pipeline.quantized import Quantized
@@ -30,7 +32,7 @@ from pipeline.stages.export import OFF, Export
 from pipeline.stages.measure import Measure, Measured
 from pipeline.stages.quantize import Quantize
 from pipeline.store import Store
-from pipeline.summary import Report
+from pipeline.summary import STATE, Report
 from pipeline.supplied import class_folders, given, noise, of_run
 
 LIGHT = {"fine_tune": {"epochs": 0}, "sensitivity_images": 0, "cpu_images": 0}
@@ -70,11 +72,9 @@ def run(request: Request, store: Store, runs: Path) -> tuple[Path, Report | None
     Without images the files are compared with the student on noise, and there is no int8.
     Raises `CheckpointError`, `ConfigError`, `DataError` or `VerificationError`.
     """
-    context = context_of(store)
-    origin = request.origin
-    if request.images is not None and origin.labels is None:
-        origin = origin._replace(labels=class_folders(request.images))
-    student, past = find(request.checkpoint, origin, context, runs)
+    since, context, folder = time.perf_counter(), context_of(store), _folder(request, runs)
+    named = class_folders(request.images) if request.images is not None else None
+    student, past = find(request.checkpoint, request.origin, named, context, runs)
     chosen = _chosen(request, past)
     console.print(escape(student.line), highlight=False, soft_wrap=True)
     dataset = None
@@ -90,15 +90,34 @@ def run(request: Request, store: Store, runs: Path) -> tuple[Path, Report | None
     shown = dataset or noise(student, context)
     measured = chosen.measure.run(context, [student], artifacts, shown)
     _say(measured.artifacts)
-    verification.verify(context, chosen.export, measured.models[0], measured.artifacts, shown)
-    folder = runs / (request.name or f"{Path(request.checkpoint).stem}-export")
-    if dataset is None:
-        bundle.write_bare(artifacts, folder)
-        return folder, None
-    report = _report(folder.name, request.command, chosen, dataset, quantized, measured)
-    bundle.write(report, dataset, measured.artifacts, folder)
-    pages.write(report, folder)
+    verification.verify(
+        *(context, chosen.export, measured.models[0], measured.artifacts, shown),
+        labelled=dataset is not None,
+    )
+    console.print(f"In all {time.perf_counter() - since:.1f} s.")
+    report = None
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if dataset is None:
+            bundle.write_bare(artifacts, folder)
+            pages.remove(folder)
+        else:
+            report = _report(folder.name, request.command, chosen, dataset, quantized, measured)
+            bundle.write(report, dataset, measured.artifacts, folder)
+            pages.write(report, folder)
     return folder, report
+
+
+def _folder(request: Request, runs: Path) -> Path:
+    """Where it goes. Raises `ConfigError` where a run's results would be lost."""
+    path = Path(request.checkpoint)
+    stem = path.stem if path.suffix in SUFFIXES else path.name
+    folder = runs / (request.name or f"{stem}-export")
+    if (folder / STATE).exists():
+        raise ConfigError(
+            f"{folder} holds the results of a run", remedy="Choose another --name for this export."
+        )
+    return folder
 
 
 def context_of(store: Store) -> Context:
@@ -154,7 +173,7 @@ def _say(found: Sequence[tuple[Artifact, Measurement]]) -> None:
             )
         text = f"{artifact.title:26}[dim]{artifact.seconds:7.1f} s + {each.seconds:5.1f} s[/]  "
         console.print(text + escape(told), highlight=False, soft_wrap=True)
-    console.print(f"Exported and verified in {total:.1f} s (export + verification).")
+    console.print(f"Exported and verified: {total:.1f} s of work, done now or in an earlier run.")
 
 
 def _quantize(
@@ -172,6 +191,7 @@ def _chosen(request: Request, past: Report | None) -> Chosen:
     values: dict[str, Any] = {"quantize": dict(LIGHT)}
     if past is not None:
         values = {key: past.settings[key] for key in Chosen.model_fields if key in past.settings}
+        values["quantize"] = {**values.get("quantize", {}), **LIGHT}
     if request.formats:
         formats = dict.fromkeys(("onnx", *request.formats))  # others are made from its files
         values.setdefault("export", {})["formats"] = list(formats)

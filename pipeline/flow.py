@@ -24,11 +24,9 @@ from pipeline.records import Dataset
 from pipeline.stages import report
 from pipeline.stages.measure import Measured, answers
 from pipeline.store import Store, digest, writing
-from pipeline.summary import BUNDLE, Report
+from pipeline.summary import BUNDLE, STATE, Report
 
 OFF = "switched off"
-STATE = ".state"
-"""What pages and bundle were made of, in the run's folder."""
 
 
 def run(config: Config, store: Store, runs: Path, command: str) -> Path | None:

@@ -19,8 +19,7 @@ import models
 from pipeline.batches import GPU_SHARE, Batch, Batches
 from pipeline.context import Context
 from pipeline.devices import autocast, compiled, pick_precision, prepare
-from pipeline.evaluation import batch_size
-from pipeline.images import open_split
+from pipeline.images import batch_size, open_split
 from pipeline.moving import moved
 from pipeline.progress import track
 from pipeline.records import Answers, Checkpoint, Dataset

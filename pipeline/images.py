@@ -37,6 +37,10 @@ IMAGE_SUFFIXES = frozenset(
 """Lower-case endings of files that count as images. Some of them (.heic, .avif) not every Pillow
 reads: such a file is reported as unreadable, where ignoring it would quietly shrink a class."""
 
+BATCH = 512
+"""Images at a time, of small ones."""
+LARGE_IMAGE = 64
+"""Pixels from which there are fewer, so that they take no more memory."""
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 # What Pillow raises on damaged files, found by cutting files short and flipping their bytes.
@@ -172,6 +176,11 @@ def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterat
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def batch_size(image_size: int) -> int:
+    """Images at a time where nothing is learned, for images of that many pixels a side."""
+    return max(16, min(BATCH, int(BATCH * (LARGE_IMAGE / image_size) ** 2)))
 
 
 def spread(n: int | None, total: int) -> NDArray[np.int64]:

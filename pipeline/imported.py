@@ -14,7 +14,9 @@ from pipeline import summary
 from pipeline.context import Context
 from pipeline.errors import CheckpointError, ConfigError, StoreError
 from pipeline.machine import versions
+from pipeline.progress import console
 from pipeline.records import Checkpoint, InputSpec
+from pipeline.sources import listed
 from pipeline.store import Store, file_sha256
 from pipeline.summary import FILE, Report
 
@@ -46,18 +48,26 @@ class Origin(NamedTuple):
 
 
 def find(
-    what: str, origin: Origin, context: Context, runs: Path
+    what: str, origin: Origin, folders: tuple[str, ...] | None, context: Context, runs: Path
 ) -> tuple[Checkpoint, Report | None]:
     """The checkpoint `what` names, and the report of its run where it is a run's student.
+
+    Where nothing else names the classes of a weights file, the class `folders` of its images do.
 
     A run by name or folder; a folder of the store; a weights file, with `origin.arch`; or the name
     of a network of torchvision or timm, with the weights that its hub publishes. Raises
     `CheckpointError`, `ConfigError` or `StoreError` where there is none or it does not fit.
     """
     path = Path(what)
-    for folder in (runs / what, path):
-        if (folder / FILE).is_file():
-            return _of_run(folder, context.store)
+    kept = [folder for folder in (runs / what, path) if (folder / FILE).is_file()]
+    if (kept or path.is_dir()) and origin != Origin():
+        raise ConfigError(
+            f"{what} is a checkpoint of this pipeline, which knows its network, labels and images",
+            remedy="Leave out --arch, --width, --labels, --size, --grey, --mean, --std and "
+            "--untrained.",
+        )
+    if kept:
+        return _of_run(kept[0], context.store)
     if path.is_dir():
         found = Store.load(Checkpoint, path)
         if found is None:
@@ -67,11 +77,21 @@ def find(
             )
         return found, None
     if path.suffix in SUFFIXES:
+        if origin.labels is None and folders:
+            console.print(
+                f"labels: the names of the class folders, sorted: {listed(folders)}. Give --labels "
+                "if the network was trained with another order.",
+                highlight=False,
+                soft_wrap=True,
+            )
+            origin = origin._replace(labels=folders)
         return _of_file(path, origin, context), None
     if path.exists():
         raise CheckpointError(
             f"{path} is no weights file", remedy=f"Those end in {', '.join(SUFFIXES)}."
         )
+    if origin.untrained and origin.labels is None:
+        origin = origin._replace(labels=folders)
     return _of_hub(what, origin, context), None
 
 
@@ -102,7 +122,7 @@ def _of_file(path: Path, origin: Origin, context: Context) -> Checkpoint:
         from pipeline.checkpoints import fit_weights, read_weights
 
         weights = read_weights(path)
-        network = _build(arch, classes or _classes(weights), origin)
+        network = _build(arch, classes or _classes(arch, weights, origin), origin)
         fit_weights(network, weights, path, arch)
         return network
 
@@ -110,9 +130,16 @@ def _of_file(path: Path, origin: Origin, context: Context) -> Checkpoint:
     return _keep(origin, context, fill, arch, "trained elsewhere", facts)
 
 
-def _classes(weights: Mapping[str, Tensor]) -> int:
-    """How many classes a state dict answers: the length of its last parameter."""
-    return int([value for value in weights.values() if value.ndim][-1].shape[0])
+def _classes(arch: str, weights: Mapping[str, Tensor], origin: Origin) -> int:
+    """How many classes the `weights` of `arch` tell apart: the length of the last layer's bias.
+
+    By the layer's name, because a .safetensors file lists weights in the order of theirs.
+    """
+    from pipeline.pretrained import head
+
+    last = head(_build(arch, IMAGENET_CLASSES, origin))
+    found = [value for name, value in weights.items() if name.startswith(last) and value.ndim]
+    return int(found[-1].shape[0]) if found else IMAGENET_CLASSES
 
 
 def _of_hub(arch: str, origin: Origin, context: Context) -> Checkpoint:
@@ -120,16 +147,48 @@ def _of_hub(arch: str, origin: Origin, context: Context) -> Checkpoint:
         import torch
 
         from pipeline import pretrained
+        from pipeline.checkpoints import Differences
 
         torch.manual_seed(0)
         if origin.untrained:
             return _build(arch, classes or IMAGENET_CLASSES, origin)
         network = _build(arch, IMAGENET_CLASSES, origin)
-        network.load_state_dict(pretrained.published(network, arch, "export"), strict=False)
+        try:
+            weights = pretrained.published(network, arch, "export")
+        except CheckpointError as error:
+            raise CheckpointError(
+                error.message,
+                remedy=f"With a file of its weights: export FILE.pt --arch {arch}; without any, to "
+                "try formats and speeds: --untrained.",
+            ) from error
+        if differences := Differences.between(network.state_dict(), weights):
+            raise CheckpointError(
+                f"the published weights do not fit {arch}: {differences.in_words(arch)}",
+                remedy=f"Give a file of weights that do: export FILE.pt --arch {arch}",
+            )
+        network.load_state_dict(weights, strict=False)
         return network
 
+    if not origin.untrained and (origin.channels, origin.width) != (3, 1.0):
+        raise ConfigError(
+            f"published weights of {arch} are for colour images and width 1",
+            remedy="Leave out --grey and --width, or give a weights file or --untrained.",
+        )
+    if not origin.untrained and origin.labels is None:
+        origin = origin._replace(labels=_categories(arch))
     trained = "not trained" if origin.untrained else "trained by its publisher"
     return _keep(origin, context, fill, arch, trained, {})
+
+
+def _categories(arch: str) -> tuple[str, ...] | None:
+    """The classes of torchvision's published weights; None where it names none."""
+    from torchvision import models as library
+
+    name = arch.removeprefix("torchvision/")
+    if name not in library.list_models():
+        return None
+    best = library.get_model_weights(name).__members__.get("DEFAULT")
+    return tuple(best.meta["categories"]) if best else None
 
 
 def _build(arch: str, classes: int, origin: Origin) -> nn.Module:

@@ -75,12 +75,12 @@ def start_from(network: nn.Module, arch: str, settings: Pretrained, key: str = K
         weights, source = read_weights(settings.weights), str(settings.weights)
     else:
         weights, source = published(network, arch, key), "what the hub has"
-    head = _head(network)
-    _fit_body(network, weights, head, source, arch, key)
-    return {name for name, _ in network.named_parameters() if name.startswith(head)}
+    last = head(network)
+    _fit_body(network, weights, last, source, arch, key)
+    return {name for name, _ in network.named_parameters() if name.startswith(last)}
 
 
-def _head(network: nn.Module) -> tuple[str, ...]:
+def head(network: nn.Module) -> tuple[str, ...]:
     """What the names of the last layer's parameters start with.
 
     timm's networks say which layer that is, and some have two; elsewhere it is the last linear

@@ -252,8 +252,9 @@ class Parity(Record):
     """Largest difference of any answer: of a logit, or of a probability where it gives those."""
     mean_abs_diff: float
     """Mean of the differences."""
-    spread: float
-    """Standard deviation of the student's answers, to judge the differences by."""
+    relative: float
+    """Mean difference of logits, in standard deviations of the student's; where the file gives
+    probabilities, of their logarithms, each image's less their mean."""
     top1_agreement: float
     """Share of images on which both name the same class."""
     n: int

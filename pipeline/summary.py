@@ -38,6 +38,8 @@ from pipeline.records import (
 )
 
 FILE = "report.json"
+STATE = ".state"
+"""What pages and bundle were made of, in a run's folder."""
 BUNDLE = "bundle"
 """Folder of the shipped files inside a run's folder."""
 
@@ -79,8 +81,8 @@ class ParityRow(Part):
     max_abs_diff: Finite
     """None where an output was not a number."""
     mean_abs_diff: Finite = None
-    spread: Finite = None
-    """Standard deviation of the student's answers."""
+    relative: Finite = None
+    """Mean difference of logits in standard deviations of the student's."""
     top1_agreement: float
     n: int
 

@@ -19,13 +19,25 @@ from pipeline.summary import Report
 
 LEAST = 2
 """Images that can be told apart into some to calibrate with and some to verify with."""
+MOST = 2048
+"""Of the others than those that verify: more would only be waited for."""
 NOISE = 64
 """Pictures of noise that files are compared on where there are no images."""
 
 
-def class_folders(images: Path) -> tuple[str, ...] | None:
-    """The names of the folders that hold images, in the order of a run's classes."""
-    names = {path.parent.name for path in _files(images)}
+def class_folders(images: Path) -> tuple[str, ...]:
+    """The names of the folders that hold images, in the order of a run's classes.
+
+    Raises `DataError` where `images` is no folder of class folders.
+    """
+    files = _files(images)
+    names = {path.parent.name for path in files}
+    loose = [path.name for path in files if path.parent == images.absolute()]
+    if loose or len(names) < 2:
+        wrong = f"{listed(loose)} in no class folder" if loose else f"{len(names)} class folders"
+        raise DataError(
+            f"--images: {images} has {wrong}", "Lay them out as <folder>/<class>/<image>."
+        )
     numbers = all(name.isascii() and name.isdecimal() for name in names)
     return tuple(sorted(names, key=(lambda name: (int(name), name)) if numbers else None))
 
@@ -34,9 +46,8 @@ def _files(images: Path) -> list[Path]:
     if not images.is_dir():
         raise DataError(f"--images: {images} is no folder", "Name a folder of class folders.")
     base = images.absolute()
-    return [
-        base / file.name for file in walk(base) if Path(file.name).suffix.lower() in IMAGE_SUFFIXES
-    ]
+    names = [file.name for file in walk(base)]
+    return [base / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
 
 
 def of_run(report: Report, context: Context) -> Dataset:
@@ -60,7 +71,10 @@ def given(images: Path, student: Checkpoint, verify: int, context: Context) -> D
     n = len(part.labels)
     chosen = np.zeros(n, bool)
     chosen[spread(min(verify, n // 2), n)] = True
-    parts = {"train": part.pick(~chosen), "test": part.pick(chosen)}
+    others = np.zeros(n, bool)
+    left = np.flatnonzero(~chosen)
+    others[left[spread(MOST, len(left))]] = True
+    parts = {"train": part.pick(others), "test": part.pick(chosen)}
     form = Form(student.input.size, student.input.channels, 1.0, stored=True)
 
     def work(folder: Path) -> Dataset:

@@ -272,5 +272,6 @@ def contract(report: Report) -> list[str]:
             lines.append(f"They answer with {output}: {enumerated(titles)}.")
     return [
         *lines,
-        "Every file computes (x ∕ 255 − mean) ∕ std by itself; labels are in its metadata.",
+        "Every file (but a raw one) computes (x ∕ 255 − mean) ∕ std by itself; labels are in its "
+        "metadata.",
     ]

@@ -6,12 +6,14 @@ the end of what it wrote, and not the end of the run.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
 import signal
 import tempfile
 import threading
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Self
 
 import exporters
 from exporters import Exported, FormatSettings, Sources, Variant
-from pipeline.errors import ExportError
+from pipeline.errors import ExportError, PipelineError
 
 TAIL = 5
 """Lines of a crashed converter's log that the message repeats."""
@@ -38,6 +40,7 @@ class Workshop:
         self._threads = threads
         self._name = ""
         self._pool: ProcessPoolExecutor | None = None
+        self._child = 0
         self._scratch = tempfile.TemporaryDirectory()
 
     def __enter__(self) -> Self:
@@ -47,8 +50,11 @@ class Workshop:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        traceback: TracebackType | None,
+        trace: TracebackType | None,
     ) -> None:
+        if error is not None and self._child:  # what it is at is of no use any more
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child, signal.SIGTERM)
         self._close()
         self._scratch.cleanup()
 
@@ -82,11 +88,13 @@ class Workshop:
             initializer=_begin,
             initargs=(str(self._log), self._threads),
         )
+        self._child = self._pool.submit(os.getpid).result()
 
     def _close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+            self._child = 0
 
     @property
     def _log(self) -> Path:
@@ -133,4 +141,14 @@ def _end_with_parent() -> None:
 def _export(
     name: str, sources: Sources, variant: Variant, settings: FormatSettings, folder: Path
 ) -> Exported:
-    return exporters.load(name).export(sources, variant, settings, folder)
+    try:
+        return exporters.load(name).export(sources, variant, settings, folder)
+    except (PipelineError, OSError, MemoryError):
+        raise
+    except Exception as error:  # foreign code raises whatever it likes
+        traceback.print_exc()
+        reason = next(iter(str(error).splitlines()), "")
+        raise ExportError(
+            f"the converter of {name} failed: {type(error).__name__}: {reason}",
+            remedy=f'The other formats go on. Leave "{name}" out of export.formats to do without.',
+        ) from None

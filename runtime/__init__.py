@@ -5,9 +5,13 @@ has ``intermediates(path, images)``, names and values in the order of execution.
 package imports none of them.
 """
 
+import contextlib
 import importlib
+import os
 import pkgutil
-from collections.abc import Callable, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -44,6 +48,8 @@ class Runtime(Protocol):
 
     FORMATS: Sequence[str]
     """Formats of artifacts that it is the runtime of."""
+    VERSION: int
+    """Raised when the code changes what a file is seen to answer: part of the store's key."""
     TIMED: bool
     """Whether its speed says anything of the file."""
     CAVEAT: str
@@ -64,6 +70,24 @@ class Runtime(Protocol):
     def read_metadata(self, path: Path) -> dict[str, str]:
         """What the file at `path` says of itself: see `pipeline.contract.Facts.texts`."""
         ...
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Hold back warnings and what foreign code writes to file descriptor 2; errors are raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def names() -> list[str]:

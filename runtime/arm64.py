@@ -12,6 +12,7 @@ from pipeline.errors import UnavailableError
 from runtime import Availability, Session, onnx_runtime
 
 FORMATS = ()
+VERSION = 1
 TIMED = False
 CAVEAT = ""
 NATIVE = ("arm64", "aarch64")

@@ -5,13 +5,8 @@ Its library writes to file descriptor 2, past Python; `silence` holds that back.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import os
-import sys
-import warnings
 import weakref
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -22,9 +17,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import CannotRunHereError, ExportError, require
 from pipeline.machine import package_version
-from runtime import Availability
+from runtime import Availability, silence
 
 FORMATS = ("executorch",)
+VERSION = 1
 TIMED = True
 CAVEAT = ""
 EXTRA = "executorch"
@@ -38,24 +34,6 @@ def availability() -> Availability:
     if importlib.util.find_spec("executorch") is None:
         return Availability(False, "executorch is not installed", remedy=INSTALL)
     return Availability(True, f"executorch {package_version('executorch')}, XNNPACK on the CPU")
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Hold back warnings and what is written to file descriptor 2; errors are raised as ever."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 @silence()

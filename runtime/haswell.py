@@ -10,6 +10,7 @@ from pipeline.errors import UnavailableError
 from runtime import Availability, Session
 
 FORMATS = ()
+VERSION = 1
 TIMED = False
 CAVEAT = ""
 

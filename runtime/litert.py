@@ -5,11 +5,8 @@ Its library writes to file descriptor 2, past Python; `silence` holds that back.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import os
 import struct
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ExportError, require
 from pipeline.machine import package_version
-from runtime import Availability
+from runtime import Availability, silence
 
 FORMATS = ("litert",)
+VERSION = 1
 TIMED = True
 CAVEAT = ""
 EXTRA = "litert"
@@ -35,22 +33,6 @@ def availability() -> Availability:
     if importlib.util.find_spec("ai_edge_litert") is None:
         return Availability(False, "ai-edge-litert is not installed", remedy=INSTALL)
     return Availability(True, f"ai-edge-litert {package_version('ai-edge-litert')}, XNNPACK")
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Hold back what is written to file descriptor 2: notices, not errors, which are raised."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 @silence()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.records import InputSpec
 
 FORMATS = ("onnx", "ort")
+VERSION = 1
 TIMED = True
 CAVEAT = ""
 PROVIDER = "CPUExecutionProvider"

@@ -13,6 +13,7 @@ from pipeline.machine import package_version
 from runtime import Availability
 
 FORMATS = ("checkpoint",)
+VERSION = 1
 TIMED = True
 CAVEAT = ""
 

@@ -26,6 +26,7 @@ from pipeline.records import InputSpec, Record
 from runtime import Availability
 
 FORMATS = ("tensorrt",)
+VERSION = 1
 TIMED = True
 CAVEAT = ""
 FACTS = "engine.json"

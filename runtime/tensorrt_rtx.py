@@ -19,6 +19,7 @@ from pipeline.machine import cuda_devices
 from runtime import Availability, tensorrt
 
 FORMATS = ("tensorrt_rtx",)
+VERSION = 1
 TIMED = True
 CAVEAT = ""
 read_metadata = tensorrt.read_metadata

@@ -110,7 +110,7 @@ class SmallRun:
             parity = Parity(
                 max_abs_diff=float(apart.max()),
                 mean_abs_diff=float(apart.mean()),
-                spread=float(student.std()),
+                relative=float(apart.mean() / student.std()),
                 top1_agreement=float(same.mean()),
                 n=self.n,
             )

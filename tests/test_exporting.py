@@ -139,8 +139,54 @@ def test_a_stores_folder(exported, tmp_path):
     runs, _, report = exported
     folder = runs / ".store" / "import" / report.model("student").key
     store = Store(tmp_path)
-    found, past = imported.find(str(folder), imported.Origin(), exporting.context_of(store), runs)
+    found, past = imported.find(
+        str(folder), imported.Origin(), None, exporting.context_of(store), runs
+    )
     assert past is None and found.key == report.model("student").key
+
+
+def test_a_store_folder_knows_its_own_network(exported):
+    runs, _, report = exported
+    folder = runs / ".store" / "import" / report.model("student").key
+    with pytest.raises(ConfigError, match="knows its network"):
+        run(runs, folder, origin=imported.Origin(size=64))
+
+
+def test_labels_of_folders_are_told(exported, weights, images, capsys):
+    runs, _, _ = exported
+    run(runs, weights, images=images, formats=("ort",))
+    assert "names of the class folders, sorted: bars, dots, rings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["empty", "flat"])
+def test_images_in_no_class_folders(layout, weights, tmp_path):
+    (tmp_path / "photos").mkdir()
+    if layout == "flat":
+        make_set(tmp_path / "set", train=1, test=1, classes=1)
+        (tmp_path / "set" / "train" / CLASSES[0] / "0000.png").rename(tmp_path / "photos" / "a.png")
+    with pytest.raises(DataError, match="class folder"):
+        run(tmp_path, weights, images=tmp_path / "photos")
+
+
+def test_a_safetensors_file_without_labels(weights, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "student.safetensors"
+    safetensors.save_file(torch.load(weights), path)
+    folder, _ = run(tmp_path, path)
+    (file,) = (folder / "bundle" / "web").rglob("fp32/model.onnx")
+    assert len(json.loads(onnx_runtime.read_metadata(file)["labels"])) == len(CLASSES)
+
+
+def test_a_runs_folder_is_not_overwritten(weights, tmp_path):
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / ".state").write_text("x")
+    with pytest.raises(ConfigError, match="holds the results of a run"):
+        run(tmp_path, weights, name="quick")
+
+
+def test_published_weights_are_for_colour():
+    with pytest.raises(ConfigError, match="colour images"):
+        imported._of_hub("mobilenet_v2", imported.Origin(channels=1), None)  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -180,14 +226,15 @@ def test_images_of_other_classes(exported, weights, tmp_path):
         run(tmp_path, weights, images=tmp_path / "images", origin=origin)
 
 
-def test_a_loss_beyond_the_tolerance_ends_it_and_names_the_file(weights, images, tmp_path):
+def test_a_loss_beyond_the_tolerance_ends_it_and_names_the_file(exported, weights, images):
+    runs, _, _ = exported
     overrides = ("measure.profile=smoke", "quantize.calibration=minmax")
     strict = (*overrides, "export.onnx.max_difference=1e-9")
     with pytest.raises(VerificationError) as caught:
-        run(tmp_path, weights, images=images, overrides=strict)
+        run(runs, weights, images=images, overrides=strict, name="strict")
     assert "onnx int8: its answers are" in caught.value.message
     assert "export.onnx.max_difference" in caught.value.remedy
-    assert not (tmp_path / "student-export" / "bundle").exists()
+    assert not (runs / "strict").exists()
 
 
 def test_the_command_says_what_is_wrong(tmp_path):

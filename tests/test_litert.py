@@ -275,7 +275,8 @@ def test_int8_bears_signals_and_channels_that_have_died_away(checkpoint, tmp_pat
 
     torch.manual_seed(0)
     first: Any = nn.Conv2d(3, 4, 3)
-    dead, last = nn.Conv2d(4, 4, 3), nn.Linear(4, len(checkpoint.labels))
+    dead: Any = nn.Conv2d(4, 4, 3)
+    last = nn.Linear(4, len(checkpoint.labels))
     with torch.no_grad():
         first.bias[1] = 2
         first.weight[1].mul_(1e-9)

@@ -184,7 +184,7 @@ def test_what_is_not_a_number_becomes_null(run, tmp_path):
     broken = Parity(
         max_abs_diff=float("nan"),
         mean_abs_diff=float("nan"),
-        spread=1.0,
+        relative=1.0,
         top1_agreement=1.0,
         n=1200,
     )

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+import exporters
 from benchmarks.stats import wilson
 from exporters import Variant
 from pipeline.context import Context
@@ -78,7 +79,7 @@ class Scene:
             parity=Parity(
                 max_abs_diff=float(apart.max()),
                 mean_abs_diff=float(apart.mean()),
-                spread=float(self.logits.std()),
+                relative=float(apart.mean() / self.logits.std()),
                 top1_agreement=1.0,
                 n=N,
             ),
@@ -125,6 +126,24 @@ def test_a_certain_loss_of_accuracy_is_beyond_it_too(scene, tmp_path):
     file = broken(scene.file, tmp_path, "features.0.0")
     with pytest.raises(VerificationError, match=r"loses \d+\.\d+ points .* allowed are 0\.1"):
         scene.verify(file, "lossy", max_difference=100.0)
+
+
+@pytest.mark.parametrize("precision", exporters.TOLERANCES)
+@pytest.mark.parametrize("output", ["logits", "probabilities"])
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_answers_to_other_images_are_beyond_every_tolerance(precision, output, classes):
+    from scipy.special import softmax
+
+    from pipeline.stages.measure import _parity
+
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 3, (200, classes)).astype(np.float32)
+    same = logits if output == "logits" else softmax(logits, axis=1)
+    allowed = exporters.TOLERANCES[precision].difference
+    assert _parity(same, logits, output).relative < 1e-5
+    assert _parity(np.roll(same, 1, axis=0), logits, output).relative > allowed
+    if classes > 2:
+        assert _parity(same[:, ::-1], logits, output).relative > allowed
 
 
 def test_answers_that_are_no_numbers(scene, tmp_path):

@@ -25,8 +25,8 @@ from pipeline.contract import Facts
 from pipeline.errors import ExportError, require
 from pipeline.machine import package_version
 from pipeline.records import InputSpec
-from runtime import Availability
-from runtime.litert import EXTRA, INSTALL, silence
+from runtime import Availability, silence
+from runtime.litert import EXTRA, INSTALL
 
 if TYPE_CHECKING:
     import numpy as np

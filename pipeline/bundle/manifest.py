@@ -174,8 +174,8 @@ def takes(spec: InputSpec, crop_fraction: float = 1.0) -> str:
         f"Upright images, {spec.dtype} [1, {spec.size}, {spec.size}, {spec.channels}] "
         f"({spec.layout}, {colour}), values 0 to 255: {crop}the centre square of a photo, resized "
         f"to {spec.size} × {spec.size} pixels, bicubic, with what is transparent laid on white. "
-        "Core ML files take the same as an image. Do not normalise: every file computes "
-        "(x ∕ 255 − mean) ∕ std by itself."
+        "Core ML files take the same as an image. Do not normalise: every file but a "
+        "raw one computes (x ∕ 255 − mean) ∕ std by itself."
     )
 
 

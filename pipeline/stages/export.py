@@ -9,7 +9,7 @@ from pydantic import ConfigDict, field_validator, model_validator
 from rich.markup import escape
 
 import exporters
-from exporters import QUANTIZED, TOLERANCE_KEYS, FormatSettings, Sources, Variant
+from exporters import CHOOSING_KEYS, QUANTIZED, FormatSettings, Sources, Variant
 from pipeline.context import Context
 from pipeline.contract import LICENCE_UNKNOWN, Facts
 from pipeline.errors import ConfigError, ExportError, NotNeededError, UnavailableError
@@ -135,7 +135,7 @@ class Export(Settings):
                 f"export-{name}",
                 lambda folder: _make(workshop, blank, sources, variant, settings, folder),
                 version=2,
-                settings=settings.model_dump(exclude=set(TOLERANCE_KEYS)),
+                settings=settings.model_dump(exclude=set(CHOOSING_KEYS)),
                 parents=[source, sources.student],
                 facts=facts,
             )

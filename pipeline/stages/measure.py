@@ -17,7 +17,8 @@ from scipy.special import softmax
 import runtime
 from benchmarks import latency, operators, profiles, stats
 from pipeline.context import Context
-from pipeline.images import Images, open_split, spread
+from pipeline.errors import ExportError, UnavailableError
+from pipeline.images import Images, batch_size, open_split, spread
 from pipeline.machine import cores, cpu_name, versions
 from pipeline.progress import bar, still, track
 from pipeline.quantization import cpus
@@ -36,7 +37,8 @@ from pipeline.settings import Settings
 
 Logits = NDArray[np.float32]
 Models: TypeAlias = list[tuple[Checkpoint, Measurement]]
-BATCH = 256
+LEAST = 1e-6
+"""Probabilities below it, some of which float16 makes 0, count as it."""
 TIMED_IMAGES = 64
 """Test images that the timed inferences go round in."""
 EAGER = "pytorch"
@@ -152,12 +154,10 @@ class Measure(Settings):
         def work(folder: Path) -> Measurement:
             test = open_split(dataset, "test")
             session = executes.open(artifact.path, context.threads or cores())
-            starts = range(0, len(test), BATCH)
-            parts = [
-                session.run(test[slice(start, start + BATCH)])
-                for start in track(starts, artifact.title, len(starts))
-            ]
-            logits = np.concatenate(parts)
+            size = batch_size(test.size)
+            slices = [slice(start, start + size) for start in range(0, len(test), size)]
+            batches = track(test.ahead(slices), artifact.title, len(slices))
+            logits = np.concatenate([session.run(batch) for batch in batches])
             timed = own and executes.TIMED
             return Measurement(
                 accuracy=_accuracy(logits, test, session.name, folder),
@@ -167,9 +167,16 @@ class Measure(Settings):
                 **(self._timing(context, name, artifact.path, test, folder) if timed else {}),
             )
 
-        facts: dict[str, Any] = {"runtime": available.detail}
+        facts: dict[str, Any] = {"runtime": available.detail, "code": executes.VERSION}
         facts |= {"cpus": [elsewhere, cpus.there()]} if elsewhere else {}
-        return self._get(context, work, [artifact, dataset, student], facts)
+        try:
+            return self._get(context, work, [artifact, dataset, student], facts)
+        except (UnavailableError, ExportError) as error:
+            if artifact.format == "onnx":
+                raise
+            # One file that does not run here (an engine for another GPU, say) costs no other's row.
+            reason = ". ".join(filter(None, (error.message, error.remedy)))
+            return Measurement(skipped=f"cannot be run here: {reason}")
 
     def _get(
         self,
@@ -289,6 +296,16 @@ def _on_cpus(
     return cpus.compare(artifact.path, test[rows], test.labels[rows], logits[rows], threads)
 
 
+def _relative(given: Logits, logits: Logits, output: str) -> float:
+    """Mean difference of logits in their standard deviation: probabilities hide it where they are
+    nearly 0, so of those the logarithms are compared, which are logits but for each image's sum."""
+    if output == "probabilities":
+        given = np.log(np.maximum(given, LEAST))
+        logits = np.log(np.maximum(softmax(logits, axis=1), LEAST))
+        given, logits = (each - each.mean(1, keepdims=True) for each in (given, logits))
+    return float(np.abs(given - logits).mean() / max(float(logits.std()), LEAST))
+
+
 def _parity(given: Logits, logits: Logits, output: str) -> Parity:
     """How far the answers `given` are from those of the student, whose `logits` these are."""
     reference = logits if output == "logits" else softmax(logits, axis=1)
@@ -296,7 +313,7 @@ def _parity(given: Logits, logits: Logits, output: str) -> Parity:
     return Parity(
         max_abs_diff=float(apart.max()),
         mean_abs_diff=float(apart.mean()),
-        spread=float(reference.std()),
+        relative=_relative(given, logits, output),
         top1_agreement=float((given.argmax(1) == reference.argmax(1)).mean()),
         n=len(given),
     )

@@ -43,6 +43,12 @@ def write(report: Report, folder: Path) -> None:
             _replace(folder / name, text)
 
 
+def remove(folder: Path) -> None:
+    """Take the pages of earlier results out of `folder`."""
+    for name in PAGES:
+        (folder / name).unlink(missing_ok=True)
+
+
 def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

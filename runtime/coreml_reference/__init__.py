@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from runtime.coreml_reference.program import Image
 
 FORMATS = ("coreml",)
+VERSION = 1
 TIMED = False
 CAVEAT = (
     "Executed by this project's reference executor, off a Mac: every value is rounded to float16 "
