@@ -20,6 +20,7 @@ check: $(VENV)/.installed-dev
 $(VENV)/.installed-%: pyproject.toml .ci/venv
 	PYTHON="$(PYTHON)" sh .ci/venv "$(VENV)"
 	$(RUN) -m pip install --quiet --editable ".[$*]"
+	$(RUN) -m pip install --quiet --editable ".[litert]"
 	touch $@
 
 clean:
