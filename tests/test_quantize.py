@@ -310,7 +310,7 @@ def observed(monkeypatch, start):
         subject = Subject(context, trained.student, trained.student, dataset, Augment())
         searched = Search(settings, subject)
         found = np.concatenate(seen)
-        assert searched.calibration_images == len(found)
+        assert np.array_equal(searched.calibration_images, found)
         return found
 
     return images
