@@ -26,13 +26,12 @@ import exporters
 from exporters import Exported, Sources, Variant
 from exporters.onnx import quiet
 from pipeline.contract import Facts
-from pipeline.errors import ExportError, require
+from pipeline.errors import ExportError, install, require
 from pipeline.machine import package_version
 from pipeline.records import InputSpec
 from runtime import Availability
 
 if TYPE_CHECKING:
-    from torch import nn
     from torch.export import ExportedProgram
 
     from models.classifier import Classifier
@@ -48,8 +47,6 @@ WHEEL = ("linux", "x86_64")
 INPUT = "image"
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "pocket-distillery")
 """Of the identifiers in Manifest.json, which must be unique within a package only."""
-
-
 Kind = Literal["fp16", "w8a16", "w6a16", "w4a16"]
 
 
@@ -59,7 +56,6 @@ class Settings(exporters.FormatSettings):
     precisions: tuple[Kind, ...] = ("fp16", "w8a16", "w6a16", "w4a16")
     """Which files to write. Arithmetic is float16 in all of them; weights are float16, int8 with a
     scale for each channel, or palettized: 6 or 4 bits that point into a table (k-means)."""
-
     minimum_target: Literal["iOS15", "iOS16", "iOS17", "iOS18", "iOS26"] = "iOS16"
     """Oldest system that can run the file; ML programs begin with iOS15 (macOS12)."""
     output: exporters.Output = "probabilities"
@@ -67,14 +63,13 @@ class Settings(exporters.FormatSettings):
 
 
 def availability() -> Availability:
-    """Whether coremltools is installed; it converts on macOS and Linux alike."""
+    """Whether coremltools and scikit-learn are installed; they convert on macOS and Linux alike."""
     for module, name in NEEDED.items():
         if importlib.util.find_spec(module) is None:
             if sys.platform != "darwin" and (sys.platform, platform.machine()) != WHEEL:
                 here = f"{platform.system()} on {platform.machine()}"
                 return Availability(False, f"coremltools has no package for {here}")
-            remedy = f'Install it with: .venv/bin/pip install -e ".[{EXTRA}]"'
-            return Availability(False, f"{name} is not installed", remedy)
+            return Availability(False, f"{name} is not installed", install(EXTRA))
     return Availability(True, f"coremltools {package_version('coremltools')}")
 
 
@@ -132,8 +127,10 @@ def convert(
     ct = require("coremltools", EXTRA)
     import torch
 
+    from models.classifier import Answering, Classifier
+
     shape = (1, spec.channels, spec.size, spec.size)
-    network = _of_pixels(classifier, settings.output)
+    network = Answering(classifier, settings.output, Classifier.from_pixels)
     try:
         program = torch.export.export(network, (torch.zeros(shape),)).run_decompositions({})
     except Exception as error:  # torch.export has no public base class for its errors
@@ -153,23 +150,6 @@ def convert(
         raise
     except Exception as error:  # nor has coremltools
         raise _refusal("Core ML", error, program) from error
-
-
-def _of_pixels(classifier: Classifier, output: str) -> nn.Module:
-    """`classifier` as Core ML calls it: float NCHW pixels of 0..255 in, `output` out."""
-    import torch
-    from torch import Tensor, nn
-
-    class OfPixels(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.classifier = classifier
-
-        def forward(self, image: Tensor) -> Tensor:
-            logits = self.classifier.from_pixels(image)
-            return torch.softmax(logits, dim=1) if output == "probabilities" else logits
-
-    return OfPixels().eval()
 
 
 def _refusal(who: str, error: Exception, program: ExportedProgram | None = None) -> ExportError:

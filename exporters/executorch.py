@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import exporters
 from exporters import QUANTIZED, Exported, Output, Sources, Variant
 from pipeline.contract import Facts
-from pipeline.errors import ExportError, PipelineError, require
+from pipeline.errors import ExportError, PipelineError, install, require
 from pipeline.machine import package_version
 from pipeline.records import InputSpec
 from runtime import Availability, silence
-from runtime.executorch import EXTRA, INSTALL
+from runtime.executorch import EXTRA
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
     from torch.export import ExportedProgram
 
     from models.classifier import Classifier
@@ -62,7 +62,7 @@ def availability() -> Availability:
     """Whether ExecuTorch and torchao, which quantizes for it, are installed."""
     for package in ("executorch", "torchao"):
         if importlib.util.find_spec(package) is None:
-            return Availability(False, f"{package} is not installed", remedy=INSTALL)
+            return Availability(False, f"{package} is not installed", remedy=install(EXTRA))
     return Availability(True, f"executorch {package_version('executorch')}")
 
 
@@ -126,11 +126,13 @@ def convert(
     They calibrate it, uint8 [n, size, size, channels]; `facts` is what the program says of itself.
     Raises `ExportError` naming operator and layer.
     """
+    from models.classifier import Answering
+
     with _undisturbed():
         exir = require("executorch.exir", EXTRA)
         partition = "executorch.backends.xnnpack.partition.xnnpack_partitioner"
         partitioner = require(partition, EXTRA).XnnpackPartitioner()
-        network = _of_images(classifier, output)
+        network = Answering(classifier, output, _logits)
         program = None
         try:
             program = _exported(network, facts.input, images)
@@ -145,22 +147,11 @@ def convert(
             raise _refusal(error, program) from error
 
 
-def _of_images(classifier: Classifier, output: Output) -> nn.Module:
-    """`classifier` with the cast before the transposition, so that XNNPACK gets the latter."""
+def _logits(classifier: Classifier, images: Tensor) -> Tensor:
+    """Logits of uint8 NHWC `images`, cast before they are transposed: XNNPACK gets the latter."""
     import torch
-    from torch import Tensor, nn
 
-    class OfImages(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.classifier = classifier
-
-        def forward(self, images: Tensor) -> Tensor:
-            pixels = images.to(torch.float32).permute(0, 3, 1, 2).contiguous()
-            logits = self.classifier.from_pixels(pixels)
-            return torch.softmax(logits, dim=1) if output == "probabilities" else logits
-
-    return OfImages().eval()
+    return classifier.from_pixels(images.to(torch.float32).permute(0, 3, 1, 2).contiguous())
 
 
 def _exported(

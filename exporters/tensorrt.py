@@ -269,7 +269,7 @@ def write_engine(
 
 def _missing() -> str | None:
     found = can_run()
-    return None if found.ok else ". ".join(filter(None, (found.detail, found.remedy)))
+    return None if found.ok else found.in_full
 
 
 def _image_shape(model: onnx.ModelProto) -> tuple[int, ...]:

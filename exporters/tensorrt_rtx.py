@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from exporters import Exported, Sources, Variant, tensorrt
-from pipeline.errors import require
+from pipeline.errors import install, require
 from pipeline.machine import package_version
 from runtime import Availability
 from runtime.tensorrt import FACTS, stamp_of
@@ -62,7 +62,7 @@ def availability() -> Availability:
     return Availability(
         False,
         f"{DISTRIBUTION} is not installed",
-        remedy=f'Install it with: .venv/bin/pip install -e ".[{EXTRA}]"',
+        remedy=install(EXTRA),
     )
 
 

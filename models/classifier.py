@@ -1,5 +1,7 @@
 """A network together with its input contract: what is evaluated, exported and shipped."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -36,3 +38,24 @@ class Classifier(nn.Module):
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Logits [batch, classes] of float `pixels` [batch, channels, size, size] in 0..255."""
         return self.network(pixels * self.scale + self.shift)
+
+
+class Answering(nn.Module):
+    """A classifier as one format calls it: `read` gives the logits of the format's images.
+
+    Ends in logits or, where `output` says so, in probabilities [batch, classes].
+    """
+
+    def __init__(
+        self, classifier: Classifier, output: str, read: Callable[[Classifier, Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self._read = read
+        self._output = output
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the file answers to `images`, in the form that `read` takes."""
+        logits = self._read(self.classifier, images)
+        return torch.softmax(logits, dim=1) if self._output == "probabilities" else logits

@@ -34,6 +34,11 @@ class PipelineError(Exception):
         self.remedy = remedy
         super().__init__(f"{message}\n{remedy}" if remedy else message)
 
+    @property
+    def in_full(self) -> str:
+        """Message and remedy in one line."""
+        return ". ".join(filter(None, (self.message, self.remedy)))
+
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         """Both parts come through where it is raised in another process."""
         return type(self), (self.message, self.remedy)
@@ -87,6 +92,11 @@ class CannotRunHereError(UnavailableError):
     """The machine itself lacks what is needed."""
 
 
+def install(extra: str) -> str:
+    """How what an `extra` brings is to be had."""
+    return f'Install it with: .venv/bin/pip install -e ".[{extra}]"'
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional `module`.
 
@@ -101,5 +111,5 @@ def require(module: str, extra: str) -> ModuleType:
         reason = "is not installed" if missing else f"cannot be loaded: {error}"
         raise NotInstalledError(
             f"`{package}` {reason}",
-            remedy=f'Install it with: .venv/bin/pip install -e ".[{extra}]"',
+            remedy=install(extra),
         ) from error

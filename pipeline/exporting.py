@@ -59,7 +59,7 @@ class Request(NamedTuple):
     images: Path | None
     """A folder with one folder of images a class."""
     verify: int
-    """Images to verify with; the others calibrate int8."""
+    """Images to verify with; others calibrate int8."""
     origin: Origin
     name: str | None
     overrides: Sequence[str]
@@ -145,10 +145,7 @@ def _report(
         environment=environment(),
         dataset=dataset,
         models=measured.models,
-        artifacts=[
-            (artifact, each, None if artifact.file is None else bundle.place(artifact))
-            for artifact, each in found
-        ],
+        artifacts=bundle.placed(found),
         settings=chosen.model_dump(mode="json"),
         gain=None,
         command=command,

@@ -174,10 +174,7 @@ def _summary(
         environment=environment(),
         dataset=dataset,
         models=measured.models,
-        artifacts=[
-            (artifact, found, None if artifact.file is None else bundle.place(artifact))
-            for artifact, found in measured.artifacts
-        ],
+        artifacts=bundle.placed(measured.artifacts),
         settings=config.model_dump(mode="json"),
         gain=_gain(measured, labels),
         command=command,

@@ -28,6 +28,11 @@ class Availability(NamedTuple):
     remedy: str = ""
     """What to do about it; empty where nothing can be done on this machine."""
 
+    @property
+    def in_full(self) -> str:
+        """Detail and remedy in one line."""
+        return ". ".join(filter(None, (self.detail, self.remedy)))
+
 
 class Session(Protocol):
     """A loaded artifact, ready to run."""

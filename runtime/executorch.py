@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import CannotRunHereError, ExportError, require
+from pipeline.errors import CannotRunHereError, ExportError, install, require
 from pipeline.machine import package_version
 from runtime import Availability, silence
 
@@ -26,13 +26,12 @@ CAVEAT = ""
 EXTRA = "executorch"
 BACKEND = "XnnpackBackend"
 FORWARD = "forward"
-INSTALL = f'Install it with: .venv/bin/pip install -e ".[{EXTRA}]"'
 
 
 def availability() -> Availability:
     """Whether ExecuTorch is installed."""
     if importlib.util.find_spec("executorch") is None:
-        return Availability(False, "executorch is not installed", remedy=INSTALL)
+        return Availability(False, "executorch is not installed", remedy=install(EXTRA))
     return Availability(True, f"executorch {package_version('executorch')}, XNNPACK on the CPU")
 
 

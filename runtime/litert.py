@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ExportError, require
+from pipeline.errors import ExportError, install, require
 from pipeline.machine import package_version
 from runtime import Availability, silence
 
@@ -23,7 +23,6 @@ VERSION = 1
 TIMED = True
 CAVEAT = ""
 EXTRA = "litert"
-INSTALL = f'Install it with: .venv/bin/pip install -e ".[{EXTRA}]"'
 FOREIGN = ("TFLITE_METADATA", "min_runtime_version")
 """Entries of a file's metadata that are no texts."""
 
@@ -31,7 +30,7 @@ FOREIGN = ("TFLITE_METADATA", "min_runtime_version")
 def availability() -> Availability:
     """Whether LiteRT is installed."""
     if importlib.util.find_spec("ai_edge_litert") is None:
-        return Availability(False, "ai-edge-litert is not installed", remedy=INSTALL)
+        return Availability(False, "ai-edge-litert is not installed", remedy=install(EXTRA))
     return Availability(True, f"ai-edge-litert {package_version('ai-edge-litert')}, XNNPACK")
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import CannotRunHereError, ExportError, require
+from pipeline.errors import CannotRunHereError, ExportError, install, require
 from pipeline.machine import cuda_devices, cuda_name, driver_version
 from pipeline.records import InputSpec, Record
 from runtime import Availability
@@ -178,7 +178,7 @@ def availability_of(library: Library) -> Availability:
         return Availability(
             False,
             f"{library.module} is not installed",
-            remedy=f'Install it with: .venv/bin/pip install -e ".[{library.extra}]"',
+            remedy=install(library.extra),
         )
     if not cuda_devices():
         return Availability(False, "there is no NVIDIA GPU")

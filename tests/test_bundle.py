@@ -136,10 +136,7 @@ class BundledRun:
         return self
 
     def report(self):
-        self.records.artifacts = [
-            (artifact, found, bundle.place(artifact) if artifact.file else None)
-            for artifact, found in self.artifacts
-        ]
+        self.records.artifacts = bundle.placed(self.artifacts)
         return self.records.report()
 
     def write(self, folder: Path) -> Path:

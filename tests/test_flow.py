@@ -236,6 +236,20 @@ def test_show_report_and_compare(small, finished):
     assert "student" in compared and "0.00" in compared
 
 
+def test_a_runs_student_is_exported_alone(small, finished):
+    line = [sys.executable, "-m", "pipeline", "export", "small", "--runs", str(finished)]
+    done = subprocess.run(
+        [*line, "--format", "ort"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "small-export/bundle" in done.stdout
+    found, before = report(finished, "small-export"), report(finished)
+    assert found["models"][0]["key"] == before["models"][-1]["key"]
+    assert found["dataset"]["test_digest"] == before["dataset"]["test_digest"]
+    rows = {(r["format"], r["precision"], r["variant"]): r for r in found["artifacts"]}
+    assert rows["onnx", "fp32", None]["sha256"] == sums(finished)["onnx", "fp32", None]
+    assert rows["ort", "int8", None]["n"] == 120
+
+
 def test_a_run_without_baseline_and_quantization(small, finished):
     run(
         *(small, finished, "--set", "baseline.enabled=false", "--set", "quantize.enabled=false"),

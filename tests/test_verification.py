@@ -8,10 +8,11 @@ import exporters
 from benchmarks.stats import wilson
 from exporters import Variant
 from pipeline.context import Context
-from pipeline.errors import VerificationError
+from pipeline.errors import ExportError, VerificationError
 from pipeline.images import open_split
 from pipeline.records import Accuracy, Artifact, Dataset, Measurement, Parity, Split
 from pipeline.stages.export import Export
+from pipeline.stages.measure import Measure
 from pipeline.store import Store
 from pipeline.verification import verify
 from runtime import onnx_runtime
@@ -126,6 +127,20 @@ def test_a_certain_loss_of_accuracy_is_beyond_it_too(scene, tmp_path):
     file = broken(scene.file, tmp_path, "features.0.0")
     with pytest.raises(VerificationError, match=r"loses \d+\.\d+ points .* allowed are 0\.1"):
         scene.verify(file, "lossy", max_difference=100.0)
+
+
+def test_a_file_that_does_not_run_here_is_told_and_ends_nothing(scene, tmp_path):
+    (tmp_path / "model.ort").write_bytes(b"no model")
+    file = Artifact(key="k", format="ort", precision="fp32", folder=tmp_path, file="model.ort")
+    context = Context(store=Store(tmp_path), seed=0, device="cpu", threads=1)
+    measure = Measure(profile="smoke")
+    found = measure._artifact(context, file, scene.student, scene.dataset, 0)
+    assert found.parity is None and found.skipped
+    assert found.skipped.startswith("cannot be run here: ONNX Runtime cannot load")
+    with pytest.raises(ExportError, match="cannot load"):
+        measure._artifact(
+            *(context, file.model_copy(update={"format": "onnx"}), scene.student, scene.dataset, 0)
+        )
 
 
 @pytest.mark.parametrize("precision", exporters.TOLERANCES)

@@ -22,11 +22,11 @@ import exporters
 from exporters import QUANTIZED, Exported, Output, Sources, Variant
 from exporters.onnx import quiet
 from pipeline.contract import Facts
-from pipeline.errors import ExportError, require
+from pipeline.errors import ExportError, install, require
 from pipeline.machine import package_version
 from pipeline.records import InputSpec
 from runtime import Availability, silence
-from runtime.litert import EXTRA, INSTALL
+from runtime.litert import EXTRA
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,7 @@ def availability() -> Availability:
                 return Availability(
                     False, f"{lacking}, and its converter has no wheel for this system"
                 )
-            return Availability(False, lacking, INSTALL)
+            return Availability(False, lacking, install(EXTRA))
     return Availability(True, f"litert-torch {package_version('litert-torch')}")
 
 
@@ -127,34 +127,19 @@ def convert(
     import torch
 
     from exporters.litert import graph
+    from models.classifier import Answering
 
     spec = facts.input
     shape = (1, spec.size, spec.size, spec.channels)
     with _quiet():
         if images is None:
             example = torch.zeros(shape, dtype=torch.uint8)
-            return _converted(_of_images(classifier, output), example, output)
+            network = Answering(classifier, output, lambda own, image: own(image))
+            return _converted(network, example, output)
         model = _converted(_of_shifted(classifier, spec), torch.zeros(shape), "logits")
         model = graph.in_int8(model, images, graph.Front.of(spec))
         graph.add_ends(model, output)
         return model
-
-
-def _of_images(classifier: Classifier, output: Output) -> nn.Module:
-    """`classifier` with the answers that are asked for."""
-    import torch
-    from torch import Tensor, nn
-
-    class OfImages(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.classifier = classifier
-
-        def forward(self, image: Tensor) -> Tensor:
-            logits = self.classifier(image)
-            return torch.softmax(logits, dim=1) if output == "probabilities" else logits
-
-    return OfImages().eval()
 
 
 def _of_shifted(classifier: Classifier, spec: InputSpec) -> nn.Module:

@@ -5,8 +5,18 @@ contract, what was measured (`manifest`), test images with the answers to expect
 script that compares them on any machine, a model card and a snippet of code a platform.
 """
 
-from pipeline.bundle.layout import place, places
+from pipeline.bundle.layout import place, placed, places
 from pipeline.bundle.manifest import Manifest, check, read
 from pipeline.bundle.writing import VERSION, write, write_bare
 
-__all__ = ["VERSION", "Manifest", "check", "place", "places", "read", "write", "write_bare"]
+__all__ = [
+    "VERSION",
+    "Manifest",
+    "check",
+    "place",
+    "placed",
+    "places",
+    "read",
+    "write",
+    "write_bare",
+]

@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from benchmarks.stats import wilson
 from pipeline import elsewhere, precision, verdict, wording
 from pipeline.bundle.manifest import Manifest
-from pipeline.bundle.snippets import SNIPPETS, TEMPLATES
+from pipeline.bundle.snippets import SNIPPETS, texts
 from pipeline.stages.report import class_noise, class_rows, escape_markdown
 from pipeline.summary import Report
 from pipeline.wording import LONG, interval, percent
@@ -45,13 +43,7 @@ def _there(bundle: Path) -> Iterator[str]:
 
 def to_markdown(report: Report, manifest: Manifest, snippets: list[str]) -> str:
     """The card's text."""
-    page = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    page = texts()
     page.filters.update(
         {name: getattr(wording, name) for name in FILTERS}, md=escape_markdown, code=as_code
     )

@@ -41,7 +41,7 @@ TOLERANCE = (
     "standard deviations of the file's logits over the test images), 16-bit arithmetic rounds at "
     "other places (0.05), and int8 kernels of other CPUs round or saturate differently, which "
     "moves whole steps of the activations (0.4). Where a file answers with probabilities, half of "
-    "that holds, as a probability moves by at most half of what its logits do."
+    "that holds, as a probability moves by at most half of what its logits do, and 0.1 at the most."
 )
 TINY = 1e-7
 """Probabilities below this are rounding."""

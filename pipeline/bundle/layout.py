@@ -6,11 +6,11 @@ everything; on disk the copies are one file where the file system can do that.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.errors import StoreError
-from pipeline.records import Artifact
+from pipeline.records import Artifact, Measurement
 
 OTHER = "other"
 """Folder of what says of no platform that it is for it."""
@@ -24,6 +24,13 @@ def places(artifact: Artifact) -> tuple[str, ...]:
 def place(artifact: Artifact) -> str:
     """The first of its `places`."""
     return places(artifact)[0]
+
+
+def placed(
+    artifacts: Iterable[tuple[Artifact, Measurement]],
+) -> list[tuple[Artifact, Measurement, str | None]]:
+    """Each with the place of its file, or None where there is no file."""
+    return [(each, found, place(each) if each.file else None) for each, found in artifacts]
 
 
 def extra_places(artifact: Artifact) -> dict[str, tuple[str, ...]]:

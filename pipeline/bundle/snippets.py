@@ -37,15 +37,20 @@ SNIPPETS = (
 )
 
 
-def write(manifest: Manifest, bundle: Path) -> list[str]:
-    """Write the snippets that fit the files; returns their paths in the bundle."""
-    page = Environment(
+def texts() -> Environment:
+    """The templates of what is plain text in the bundle."""
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+def write(manifest: Manifest, bundle: Path) -> list[str]:
+    """Write the snippets that fit the files; returns their paths in the bundle."""
+    page = texts()
     written = []
     for snippet in SNIPPETS:
         files = _candidates(manifest, snippet)

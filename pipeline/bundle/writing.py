@@ -32,7 +32,7 @@ def write(
 
 
 def write_bare(artifacts: Sequence[Artifact], folder: Path) -> None:
-    """The files alone, of which nothing was measured; otherwise as `write`."""
+    """The files alone, where there are no images to say more of them; otherwise as `write`."""
     with _replaced(folder) as bundle:
         _lay_all(artifacts, bundle)
 

@@ -46,7 +46,7 @@ class Export(Settings):
         if len(set(formats)) < len(formats):
             raise ValueError("names a format twice")
         if FIRST not in formats:
-            raise ValueError(f"`{FIRST}` must be among the formats: it is what is measured")
+            raise ValueError(f"`{FIRST}` must be among the formats: others are made from its files")
         return formats
 
     @model_validator(mode="after")
@@ -116,12 +116,10 @@ class Export(Settings):
             return blank.model_copy(update={"skipped": f"needs {variant.source}, and {why}"})
         available = exporter.availability()
         if not available.ok:
-            why = ". ".join(filter(None, (available.detail, available.remedy)))
-            return blank.model_copy(update={"skipped": why})
-        output = source.output if isinstance(source, Artifact) else None
-        blank = blank.model_copy(
-            update={"output": output or getattr(settings, "output", blank.output)}
-        )
+            return blank.model_copy(update={"skipped": available.in_full})
+        made_from = source if isinstance(source, Artifact) else settings
+        output = getattr(made_from, "output", blank.output)
+        blank = blank.model_copy(update={"output": output})
         facts = {
             "variant": variant._asdict(),
             "version": exporter.VERSION,
@@ -146,9 +144,7 @@ class Export(Settings):
             # One format's refusal must not cost the others; nor must weights too large for fp16.
             if not isinstance(error, NotNeededError):
                 console.print(f"[yellow]{escape(f'{blank.title}: {error.message}')}[/]")
-            return blank.model_copy(
-                update={"skipped": ". ".join(filter(None, (error.message, error.remedy)))}
-            )
+            return blank.model_copy(update={"skipped": error.in_full})
 
 
 def _format_settings(name: str, table: Any) -> FormatSettings:

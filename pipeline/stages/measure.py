@@ -146,18 +146,14 @@ class Measure(Settings):
         executes = runtime.load(name)
         available = executes.availability()
         if not available.ok:
-            reason = ". ".join(filter(None, (available.detail, available.remedy)))
-            return Measurement(skipped=reason)
+            return Measurement(skipped=available.in_full)
         own = artifact.format in executes.FORMATS  # else its speed says nothing of the format
         elsewhere = cpu_images if artifact.title == FOR_CPUS else 0
 
         def work(folder: Path) -> Measurement:
             test = open_split(dataset, "test")
             session = executes.open(artifact.path, context.threads or cores())
-            size = batch_size(test.size)
-            slices = [slice(start, start + size) for start in range(0, len(test), size)]
-            batches = track(test.ahead(slices), artifact.title, len(slices))
-            logits = np.concatenate([session.run(batch) for batch in batches])
+            logits = _answered(session, test, artifact.title)
             timed = own and executes.TIMED
             return Measurement(
                 accuracy=_accuracy(logits, test, session.name, folder),
@@ -175,8 +171,7 @@ class Measure(Settings):
             if artifact.format == "onnx":
                 raise
             # One file that does not run here (an engine for another GPU, say) costs no other's row.
-            reason = ". ".join(filter(None, (error.message, error.remedy)))
-            return Measurement(skipped=f"cannot be run here: {reason}")
+            return Measurement(skipped=f"cannot be run here: {error.in_full}")
 
     def _get(
         self,
@@ -267,6 +262,14 @@ def _eager_logits(context: Context, checkpoint: Checkpoint, dataset: Dataset) ->
     model = models.load(checkpoint).to(device).to(memory_format=torch.channels_last)
     logits = evaluation.predict(model, open_split(dataset, "test"), device)
     return logits, f"pytorch {torch.__version__} on {devices.where(device)}"
+
+
+def _answered(session: runtime.Session, test: Images, title: str) -> Logits:
+    """What an opened file answers to all of `test`; a bar under `title` shows how far it is."""
+    size = batch_size(test.size)
+    slices = [slice(start, start + size) for start in range(0, len(test), size)]
+    batches = track(test.ahead(slices), title, len(slices))
+    return np.concatenate([session.run(batch) for batch in batches])
 
 
 def _accuracy(logits: Logits, test: Images, name: str, folder: Path) -> Accuracy:

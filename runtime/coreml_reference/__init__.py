@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ExportError
+from pipeline.errors import ExportError, install
 from pipeline.machine import package_version
 from runtime import Availability
 
@@ -44,7 +44,7 @@ def availability() -> Availability:
         return Availability(
             False,
             "coremltools is not installed",
-            remedy='Install it with: .venv/bin/pip install -e ".[coreml]"',
+            remedy=install("coreml"),
         )
     return Availability(
         True,
