@@ -46,6 +46,8 @@ class Batch:
     """int64 [b]: labels of the images that were mixed in; None where nothing is mixed."""
     share: Tensor | None = None
     """float32 [b]: weight of `labels`; `others` have the rest."""
+    answers: Tensor | None = None
+    """[b, classes] on the device: the teacher's logits, where they were kept."""
 
     @property
     def leading(self) -> Tensor:

@@ -1,12 +1,10 @@
 """Where training happens, and in which arithmetic."""
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,23 +67,16 @@ def prepare(context: Context) -> torch.device:
     return device
 
 
-def compiled(
-    forward: nn.Module, wanted: bool | Literal["auto"], device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """`forward`, compiled where that is `wanted`; `auto`: on CUDA where Triton and a compiler are.
+def compiled(forward: nn.Module, wanted: bool) -> Callable[[Tensor], Tensor]:
+    """`forward`, compiled where that is `wanted`.
 
-    Raises `CannotRunHereError` where it is asked for by name and there is no compiler.
+    Raises `CannotRunHereError` where there is no compiler.
     """
-    there = any(shutil.which(name) for name in ("cc", "gcc", "clang", "cl"))
-    if wanted is True and not there:
+    if wanted and not any(shutil.which(name) for name in ("cc", "gcc", "clang", "cl")):
         raise CannotRunHereError(
             "recipe.compile = true, and torch.compile finds no C compiler",
             remedy="Install one, or set compile to false.",
         )
-    if wanted == "auto":
-        triton = importlib.util.find_spec("triton") is not None
-        modern = device.type == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
-        wanted = modern and triton and there
     return torch.compile(forward) if wanted else forward
 
 

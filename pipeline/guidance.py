@@ -8,6 +8,7 @@ is a setting.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from pipeline.settings import Recipe
 
 Guide = Callable[[Batch], Tensor]
 """The teacher's logits [b, classes] of a batch, on its device."""
+Recall = Callable[[Batch], Batch]
+"""The batch, with the `answers` that were kept."""
 
 
 def running(context: Context, teacher: Checkpoint, recipe: Recipe) -> Guide:
@@ -34,7 +37,7 @@ def running(context: Context, teacher: Checkpoint, recipe: Recipe) -> Guide:
     device = prepare(context)
     model = models.load(teacher).to(device).to(memory_format=torch.channels_last)
     dtype = pick_precision(recipe, model.network, device)
-    forward = compiled(model, recipe.compile, device)
+    forward = compiled(model, recipe.compile)
 
     def guide(batch: Batch) -> Tensor:
         with torch.no_grad(), autocast(device, dtype):
@@ -43,8 +46,8 @@ def running(context: Context, teacher: Checkpoint, recipe: Recipe) -> Guide:
     return guide
 
 
-def kept(answers: Sequence[Answers], device: torch.device) -> Guide:
-    """A guide that looks up what the teacher said of each view; `answers` in order of the views.
+def kept(answers: Sequence[Answers], device: torch.device) -> Recall:
+    """Looks up what the teacher said of each view; `answers` in order of the views.
 
     They lie on the GPU where they fit, else in files that are mapped into memory.
     """
@@ -55,12 +58,14 @@ def kept(answers: Sequence[Answers], device: torch.device) -> Guide:
         if sum(file.nbytes for file in files) < GPU_SHARE * there:
             whole = torch.from_numpy(np.stack(files)).to(device)
 
-    def guide(batch: Batch) -> Tensor:
+    def recall(batch: Batch) -> Batch:
         if whole is not None:
-            return whole[batch.view, moved(batch.rows, device)]
-        return moved(torch.from_numpy(files[batch.view][batch.rows.numpy()]), device)
+            found = whole[batch.view, moved(batch.rows, device)]
+        else:
+            found = moved(torch.from_numpy(files[batch.view][batch.rows.numpy()]), device)
+        return replace(batch, answers=found)
 
-    return guide
+    return recall
 
 
 class Asking:

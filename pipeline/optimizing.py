@@ -36,7 +36,8 @@ def make_optimizer(
             group = {"params": chosen, "weight_decay": decay, "lr": rate, "peak": rate}
             groups += [group] if chosen else []
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused)
+        on_gpu = next(network.parameters()).is_cuda
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused, capturable=on_gpu)
     return torch.optim.SGD(
         groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True, fused=fused
     )
@@ -55,10 +56,24 @@ def rate_at(step: int, steps: int, warmup: float) -> float:
     return (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
 
 
+def hold_rates(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """On CUDA let each group's rate be a scalar on `device`: a recorded step reads it there.
+
+    To be called again after `load_state_dict`, and before the first `set_rate`.
+    """
+    if device.type == "cuda":
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+
+
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
     """Set every group to `share` of its peak rate."""
     for group in optimizer.param_groups:
-        group["lr"] = share * group["peak"]
+        rate = share * group["peak"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 class Average(Generic[N]):

@@ -91,9 +91,8 @@ class Recipe(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass. `auto`: on CUDA bf16 where native, else fp16; on a CPU bf16
     for dense networks where the CPU has bf16 instructions; fp32 elsewhere."""
-    compile: bool | Literal["auto"] = "auto"
-    """`torch.compile` the network; `auto` does so on CUDA only (on a CPU it costs more than a short
-    run gains)."""
+    compile: bool = False
+    """`torch.compile` the network, which costs half a minute and more before the first step."""
 
 
 class Pretrained(Settings):

@@ -26,6 +26,7 @@ from pipeline import evaluation
 from pipeline.batches import Batch, Batches, seed_of
 from pipeline.checkpoints import write_weights
 from pipeline.context import Context
+from pipeline.cuda_graph import Recorded, Step
 from pipeline.devices import (
     autocast,
     compiled,
@@ -36,10 +37,11 @@ from pipeline.devices import (
     where,
 )
 from pipeline.errors import ConfigError, DataError, DivergedError, TrainingError
+from pipeline.guidance import Recall
 from pipeline.images import open_split
 from pipeline.jobs import Job, Objective, describe
 from pipeline.metrics import Metrics, title
-from pipeline.optimizing import Average, make_optimizer, rate_at, set_rate
+from pipeline.optimizing import Average, hold_rates, make_optimizer, rate_at, set_rate
 from pipeline.pretrained import start_from
 from pipeline.progress import Bar, bar, console
 from pipeline.records import Checkpoint, Dataset, Epoch
@@ -57,19 +59,21 @@ def train(
     folder: Path,
     objective: Objective,
     views: int = 0,
+    recall: Recall | None = None,
 ) -> Checkpoint:
     """Train `job` on the training split; write ``weights.pt`` of the last epoch into `folder`.
 
-    With `views` the augmented views of the split repeat in a cycle of that length; else each epoch
-    has its own. The validation split is looked at after each epoch, and decides nothing; the test
-    split is not touched. Where `store.resume_folder` holds the state of an interrupted training
-    of this job, it goes on from there.
+    With `views` the augmented views of the split repeat in a cycle of that length, and `recall`
+    looks up what the teacher said of them; else each epoch has its own. The validation split is
+    looked at after each epoch, and decides nothing; the test split is not touched. Where
+    `store.resume_folder` holds the state of an interrupted training of this job, it goes on from
+    there.
 
     Raises `DataError` where there are fewer than two images, `ConfigError` where the batch cannot
     be shared evenly or padding can hide an image, `TrainingError` where the loss is no number any
     more.
     """
-    trainer = _Trainer(job, dataset, context, objective, views)
+    trainer = _Trainer(job, dataset, context, objective, views, recall)
     resume = Resume(resume_folder(folder), context.checkpoint_seconds, writes=context.team.leads)
     metrics = (
         Metrics(folder, context.logs, title(job.role, context.seed)) if context.team.leads else None
@@ -84,10 +88,16 @@ class _Trainer:
     """One training from its start, or from where it was interrupted, to its end."""
 
     def __init__(
-        self, job: Job, dataset: Dataset, context: Context, objective: Objective, views: int
+        self,
+        job: Job,
+        dataset: Dataset,
+        context: Context,
+        objective: Objective,
+        views: int,
+        recall: Recall | None,
     ) -> None:
         self._job, self._recipe, self._context = job, job.recipe, context
-        self._team, self._objective = context.team, objective
+        self._team, self._objective, self._recall = context.team, objective, recall
         self._device = prepare(context)
         network = job.network(dataset)
         self._head = {name for name, _ in network.named_parameters()}
@@ -105,6 +115,7 @@ class _Trainer:
             head=self._head,
             body_rate=job.pretrained.body_rate if job.pretrained else 1.0,
         )
+        hold_rates(self._optimizer, self._device)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self.dtype == torch.float16)
         images = open_split(dataset, "train")
         _check_padding(job, images.size)
@@ -192,7 +203,11 @@ class _Trainer:
         forward: nn.Module = self._model
         if self._team.size > 1:
             forward = DistributedDataParallel(self._model)
-        self._forward = compiled(forward, self._recipe.compile, self._device)
+        self._forward = compiled(forward, self._recipe.compile)
+        # The scaler of fp16 waits for the GPU, and communication between GPUs was not tried.
+        recordable = self._device.type == "cuda" and self._team.size == 1
+        records = recordable and not self._scaler.is_enabled()
+        self._work: Step = Recorded(self._launch) if records else self._launch
 
     def _run_epoch(self, resume: Resume, shown: Bar) -> None:
         epoch, before = len(self._history), self._seconds
@@ -200,6 +215,8 @@ class _Trainer:
         forget_peak(self._device)
         self._set_phase(epoch)
         for batch in self._batches.epoch(epoch, skip=self._step):
+            if self._recall is not None:
+                batch = self._recall(batch)
             self._loss += self._team.total(self._update(batch)) / self._team.size
             self._step += 1
             shown.advance()
@@ -215,6 +232,13 @@ class _Trainer:
         # For dropout: a function of the step, so that there is no generator's state to save.
         torch.manual_seed(seed_of(self._context.seed, done, self._team.rank, DROPOUT))
         set_rate(self._optimizer, rate_at(done, steps, self._recipe.warmup))
+        loss = self._work(batch)
+        if self._average is not None:
+            self._average.update(done)
+        return loss
+
+    def _launch(self, batch: Batch) -> Tensor:
+        """The part of an update that is work for the device; its loss."""
         with autocast(self._device, self.dtype):
             logits = self._forward(batch.images)
         loss = self._objective(batch, logits)
@@ -225,8 +249,6 @@ class _Trainer:
             nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        if self._average is not None:
-            self._average.update(done)
         return loss.detach()
 
     def _finish_epoch(self) -> Epoch:
@@ -246,7 +268,7 @@ class _Trainer:
             loss=loss,
             val_top1=val_top1,
             seconds=self._seconds + time.perf_counter() - since,
-            learning_rate=self._optimizer.param_groups[0]["lr"],
+            learning_rate=float(self._optimizer.param_groups[0]["lr"]),
             images_per_second=steps * self._batches.size / self._seconds,
             memory_bytes=peak_memory(self._device),
         )
@@ -272,6 +294,7 @@ class _Trainer:
         self._loss = state["loss"].to(self._device)
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
+        hold_rates(self._optimizer, self._device)
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.network.load_state_dict(state["average"])

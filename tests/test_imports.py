@@ -24,7 +24,7 @@ LEVELS = (
     "pipeline.losses pipeline.policies pipeline.pretrained",
     "pipeline.augment pipeline.context",
     "pipeline.batches",
-    "pipeline.ingest pipeline.devices pipeline.departure pipeline.workshop",
+    "pipeline.ingest pipeline.devices pipeline.departure pipeline.workshop pipeline.cuda_graph",
     "pipeline.evaluation",
     "pipeline.guidance pipeline.jobs",
     "pipeline.training",

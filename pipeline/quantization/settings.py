@@ -36,7 +36,6 @@ class FineTune(Settings):
             # Without BatchNorm a single bad step can silence layers for good.
             clip_norm=1.0,
             precision="fp32",
-            compile=False,
             augment=augment,
         )
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.batches import Batch
+    from pipeline.guidance import Recall
     from pipeline.jobs import Objective
     from pipeline.losses import LossSettings
 
@@ -83,8 +84,8 @@ class Distill(Settings):
             from pipeline import jobs, training
 
             job = jobs.Job(role="student", **dict(student))
-            objective = self._objective(context, student, teacher, dataset)
-            return training.train(job, dataset, context, folder, objective, self.views)
+            objective, recall = self._objective(context, student, teacher, dataset)
+            return training.train(job, dataset, context, folder, objective, self.views, recall)
 
         return context.trained(
             "distill",
@@ -96,7 +97,8 @@ class Distill(Settings):
 
     def _objective(
         self, context: Context, student: Student, teacher: Checkpoint, dataset: Dataset
-    ) -> Objective:
+    ) -> tuple[Objective, Recall | None]:
+        """What the student is to reach, and where the teacher's kept answers are looked up."""
         from pipeline import guidance
         from pipeline.devices import prepare
         from pipeline.jobs import imitating_labels
@@ -109,11 +111,12 @@ class Distill(Settings):
                 "[yellow]distill.standardize_logits: the z-scores of two logits say only which is "
                 "larger; with two classes the teacher teaches nothing by them[/]"
             )
+        recall: Recall | None = None
         if self.views:
             views = range(min(self.views, recipe.epochs))
             asking = guidance.Asking(context, teacher, dataset, recipe)
             answers = [asking.about(view) for view in views]
-            guide = guidance.kept(answers, prepare(context))
+            recall, guide = guidance.kept(answers, prepare(context)), _recalled
         else:
             guide = guidance.running(context, teacher, recipe)
 
@@ -126,4 +129,9 @@ class Distill(Settings):
                 return loss
             return loss + settings.hard_weight * hard(batch, logits)
 
-        return objective
+        return objective, recall
+
+
+def _recalled(batch: Batch) -> torch.Tensor:
+    assert batch.answers is not None
+    return batch.answers
