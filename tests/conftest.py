@@ -125,12 +125,17 @@ def make_ready(checkpoint):
 @pytest.fixture(scope="session")
 def quantized(ready, checkpoint, tmp_path_factory):
     """The Q/DQ graphs of `checkpoint`, with ranges from noise."""
+    return make_quantized(checkpoint, ready, tmp_path_factory.mktemp("quantized"))
+
+
+def make_quantized(checkpoint, ready, folder):
+    """The Q/DQ graphs of what `make_ready` returned."""
     import onnx
 
     from pipeline.quantization.place import place
 
     record = Quantized(
-        folder=tmp_path_factory.mktemp("quantized"),
+        folder=folder,
         calibration=Calibration(method="minmax", images=8),
         fused=Fused(operators={}, integer_macs=0, float_macs=0),
     )
@@ -149,6 +154,11 @@ def quantized(ready, checkpoint, tmp_path_factory):
 @pytest.fixture(scope="session")
 def sources(checkpoint, float_onnx, quantized, tmp_path_factory):
     """Everything that a `Variant.source` can name."""
+    return make_sources(checkpoint, float_onnx, quantized, tmp_path_factory)
+
+
+def make_sources(checkpoint, float_onnx, quantized, tmp_path_factory):
+    """The student, its graphs, and the ONNX files that others are made of."""
     made = [float_onnx]
     for kind in (
         Variant("fp16", source="onnx fp32"),

@@ -22,7 +22,14 @@ from pipeline.errors import ExportError, NotNeededError
 from pipeline.records import Artifact, Platform, Precision
 from pipeline.store import file_sha256
 from runtime import Availability, onnx_runtime
-from tests.conftest import enliven, export_onnx, sources_of
+from tests.conftest import (
+    enliven,
+    export_onnx,
+    make_quantized,
+    make_ready,
+    make_sources,
+    sources_of,
+)
 from tests.pictures import CLASSES, picture
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +42,15 @@ FILES = [
     for name in exporters.names()
     for variant in exporters.load(name).variants(exporters.load(name).Settings())
 ]
+
+
+@pytest.fixture(scope="module")
+def sources(make_checkpoint, tmp_path_factory):
+    """Those of a network with few layers: some converters take a second for each."""
+    short = make_checkpoint("resnet8_cifar")
+    full = export_onnx(sources_of(short), Variant("fp32"), tmp_path_factory.mktemp("onnx"))
+    graphs = make_quantized(short, make_ready(short), tmp_path_factory.mktemp("quantized"))
+    return make_sources(short, full, graphs, tmp_path_factory)
 
 
 @pytest.fixture(params=exporters.names())
@@ -258,7 +274,7 @@ def with_airy(classifier):
         def forward(self, x):
             return torch.special.airy_ai(x)
 
-    classifier.network.set_submodule("features.3", Airy())
+    classifier.network.set_submodule("2", Airy())
     return classifier
 
 

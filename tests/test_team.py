@@ -127,8 +127,10 @@ def test_the_whole_command_runs_under_torchrun(images, tmp_path):
         arch = "mobilenet_v2"
         width = 0.25
         recipe = {{ epochs = 1, batch_size = 16 }}
+        # After so short a training the answers hardly differ, and rounding weighs as much as they.
         [export]
         formats = ["onnx"]
+        onnx = {{ max_difference = 1, max_drop = 100 }}
         [measure]
         profile = "smoke"
         """
