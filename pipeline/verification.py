@@ -13,19 +13,22 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
+import models
 from benchmarks.stats import paired_difference
 from exporters import Tolerance
 from pipeline import departure
 from pipeline.context import Context
 from pipeline.errors import PipelineError, VerificationError
-from pipeline.images import open_split, spread
+from pipeline.images import Images, open_split, spread
 from pipeline.machine import cores
 from pipeline.records import Artifact, Checkpoint, Dataset, Measurement
 from pipeline.stages.export import Export
-from pipeline.stages.measure import answers
+from pipeline.stages.measure import answers, relative_difference
 
 LOOKED_INTO = 16
 """Test images whose way through the layers is followed."""
+SWAPPED = 64
+"""Test images that the student is shown with red and blue swapped, too."""
 
 
 def verify(
@@ -39,10 +42,12 @@ def verify(
 ) -> None:
     """Raise `VerificationError` naming every file beyond its tolerance, and where it departs.
 
-    Accuracy counts only where the images are `labelled`.
+    A file that takes red for blue is named whatever its tolerance. Accuracy counts only where the
+    images are `labelled`.
     """
     test = open_split(dataset, "test")
     reference = answers(student[1])
+    swapped = _Swapped(student[0], test) if dataset.input.channels == 3 else None
     beyond = []
     for artifact, found in files:
         if found.parity is None:
@@ -50,6 +55,8 @@ def verify(
         tolerance = export.settings_of(artifact.format).tolerance(artifact.precision)
         labels = test.labels if labelled else None
         faults = list(_faults(found, reference, labels, tolerance))
+        if swapped is not None:
+            faults += swapped.fault(answers(found), reference, artifact.output)
         if faults:
             pixels = test[spread(min(LOOKED_INTO, len(test)), len(test))]
             where = _where(context, student[0], artifact, pixels)
@@ -94,6 +101,34 @@ def _faults(
             f"it loses {-100 * change.difference:.2f} points of top-1 (at least "
             f"{-100 * change.ci95[1]:.2f} for certain), allowed are {tolerance.drop:g}"
         )
+
+
+class _Swapped:
+    """The commonest fault of all: red taken for blue, which moves a student's answers by less than
+    int8 may."""
+
+    def __init__(self, student: Checkpoint, test: Images) -> None:
+        import torch
+
+        self._rows = spread(SWAPPED, len(test))
+        images = np.ascontiguousarray(test[self._rows][..., ::-1])
+        with torch.inference_mode():
+            self._logits = models.load(student)(torch.from_numpy(images)).numpy()
+
+    def fault(
+        self, given: NDArray[np.float32], reference: NDArray[np.float32], output: str
+    ) -> list[str]:
+        """The fault in words, if the answers `given` to all test images have it."""
+        given = given[self._rows]
+        right = relative_difference(given, reference[self._rows], output)
+        wrong = relative_difference(given, self._logits, output)
+        # Where the images are nearly grey the two are one, and rounding decides between them.
+        if not wrong < right / 2:
+            return []
+        return [
+            "it takes red for blue: the student's answers to images with the two swapped are "
+            f"{wrong:.2g} of a standard deviation from its own, those to the images {right:.2g}"
+        ]
 
 
 def _where(

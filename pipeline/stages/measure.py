@@ -299,7 +299,7 @@ def _on_cpus(
     return cpus.compare(artifact.path, test[rows], test.labels[rows], logits[rows], threads)
 
 
-def _relative(given: Logits, logits: Logits, output: str) -> float:
+def relative_difference(given: Logits, logits: Logits, output: str) -> float:
     """Mean difference of logits in their standard deviation: probabilities hide it where they are
     nearly 0, so of those the logarithms are compared, which are logits but for each image's sum."""
     if output == "probabilities":
@@ -316,7 +316,7 @@ def _parity(given: Logits, logits: Logits, output: str) -> Parity:
     return Parity(
         max_abs_diff=float(apart.max()),
         mean_abs_diff=float(apart.mean()),
-        relative=_relative(given, logits, output),
+        relative=relative_difference(given, logits, output),
         top1_agreement=float((given.argmax(1) == reference.argmax(1)).mean()),
         n=len(given),
     )
