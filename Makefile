@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+# One process for each core, of one thread each: most tests wait for a converter or a small network.
+TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
 
 .PHONY: run test check clean
 
@@ -9,13 +12,13 @@ run: $(VENV)/.installed-run
 	$(RUN) -m pipeline run pipeline/configs/quick.toml
 
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest
+	$(TEST)
 
 check: $(VENV)/.installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m pyright
-	$(RUN) -m pytest
+	$(TEST)
 
 $(VENV)/.installed-%: pyproject.toml .ci/venv
 	PYTHON="$(PYTHON)" sh .ci/venv "$(VENV)"

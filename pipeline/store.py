@@ -224,8 +224,8 @@ class Store:
     def _make(self, home: Path, stage: str, key: str, work: Callable[[Path], R]) -> R:
         partial = self._partial(home)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         try:
+            partial.mkdir(parents=True)  # in here, for Ctrl-C may come right after it
             since = time.perf_counter()
             record = work(partial)
             seconds = time.perf_counter() - since
