@@ -19,13 +19,17 @@ from pipeline.errors import ExportError
 from pipeline.machine import package_version
 from runtime import Availability
 
-VERSION = 1
+VERSION = 2
 PACKAGES = ("onnx", "onnxruntime")
 EXTRA = None
 ISOLATED = False
 FILE, OPERATORS = "model.ort", "required_operators.config"
 VARIES = {FILE: "ONNX Runtime writes weights in the order of a hash table, another one each time"}
 """Files that are not the same bytes in every export, and why."""
+LAYOUTS = (
+    "without the memory layout of one CPU family's kernels (NCHWc) that an ONNX file is given when "
+    "it is loaded: on x86 it is slower than that"
+)
 
 
 class Settings(exporters.FormatSettings):
@@ -67,7 +71,8 @@ def export(sources: Sources, variant: Variant, settings: Settings, folder: Path)
             ) from error
         (folder / FILE).write_bytes(made.read_bytes())
         _write_operators(made, folder / OPERATORS)
-    return Exported(FILE, extras=(OPERATORS,))
+    slower = variant.precision == "fp32" and settings.optimization == "all"
+    return Exported(FILE, extras=(OPERATORS,), notes=(LAYOUTS,) if slower else ())
 
 
 def _convert(source: Path, target: Path, settings: Settings) -> None:

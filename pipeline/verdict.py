@@ -189,7 +189,7 @@ def _listed(claims: Sequence[tuple[str, str]]) -> str:
 
 def warnings(report: Report) -> list[str]:
     """What a reader must know before believing or shipping, in plain words."""
-    faults = [fault for row in report.artifacts for fault in _faults(row)]
+    faults = [*_unlike(report), *_not_numbers(report)]
     int8 = (*precision.warnings(report), *elsewhere.warnings(report), *slow(report))
     return [*_doubts(report), *faults, *int8, *_unseen(report)]
 
@@ -218,16 +218,27 @@ def _doubts(report: Report) -> Iterator[str]:
         yield "Latencies come from different hosts or profiles: compare only within one."
 
 
-def _faults(row: ArtifactRow) -> Iterator[str]:
-    if row.agreement is not None and row.agreement < AGREEMENT:
-        whole = row.precision in ("fp32", "fp16")
-        blame = "; for a float file that points to a faulty export" if whole else ""
-        yield (
-            f"{row.title} names the same class as the student on only {percent(row.agreement)} % "
-            f"of the test images{blame}."
-        )
-    if row.parity and row.parity.max_abs_diff is None:
-        yield f"{row.title} gave outputs that are not numbers."
+def _unlike(report: Report) -> Iterator[str]:
+    """Files that often name another class than the student; those of a kind in one sentence."""
+    told = [(row, row.agreement) for row in report.artifacts if row.agreement is not None]
+    low = [(row, share) for row, share in told if share < AGREEMENT]
+    for kind, blame in ((True, "; for float files that points to a faulty export"), (False, "")):
+        names = [
+            f"{row.title} ({percent(share)} %)"
+            for row, share in low
+            if (row.precision in ("fp32", "fp16")) is kind
+        ]
+        if names:
+            yield (
+                f"{enumerated(names)} name{'s' * (len(names) == 1)} the same class as the "
+                f"student on fewer than {100 * AGREEMENT:g} % of the test images{blame}."
+            )
+
+
+def _not_numbers(report: Report) -> Iterator[str]:
+    for row in report.artifacts:
+        if row.parity and row.parity.max_abs_diff is None:
+            yield f"{row.title} gave outputs that are not numbers."
 
 
 def _unseen(report: Report) -> Iterator[str]:

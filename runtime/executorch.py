@@ -22,7 +22,7 @@ from runtime import Availability, silence
 FORMATS = ("executorch",)
 VERSION = 1
 TIMED = True
-CAVEAT = ""
+CAVEAT = "Peak memory includes torch, which ExecuTorch's Python package loads."
 EXTRA = "executorch"
 BACKEND = "XnnpackBackend"
 FORWARD = "forward"

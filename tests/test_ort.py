@@ -15,6 +15,7 @@ def test_operators_that_a_minimal_build_needs(precision, operator, sources, tmp_
     variant = Variant(precision, source=f"onnx {precision}")
     made = ort.export(sources, variant, ort.Settings(), tmp_path)
     assert made.extras == (ort.OPERATORS,)
+    assert made.notes == ((ort.LAYOUTS,) if precision == "fp32" else ())
     needed = [
         line
         for line in (tmp_path / ort.OPERATORS).read_text(encoding="utf-8").splitlines()

@@ -233,9 +233,13 @@ def test_low_agreement_is_a_warning_and_worse_for_a_float_file(run):
     wrong = run.logits(0, base=student, flips=60)
     run.add_artifact("ort", "fp32", 10, run.measured("c", wrong, 2.0, student))
     run.add_artifact("ort", "int8", 10, run.measured("c", wrong, 2.0, student))
-    found = [text for text in verdict.warnings(run.report()) if "names the same class" in text]
-    assert "ort fp32" in found[0] and "95.00 %" in found[0] and "faulty export" in found[0]
-    assert "ort int8" in found[1] and "faulty export" not in found[1]
+    run.add_artifact("litert", "int8", 10, run.measured("c", wrong, 2.0, student))
+    found = [text for text in verdict.warnings(run.report()) if "the same class as" in text]
+    said = "the same class as the student on fewer than 99 % of the test images"
+    assert found == [
+        f"ort fp32 (95.00 %) names {said}; for float files that points to a faulty export.",
+        f"ort int8 (95.00 %) and litert int8 (95.00 %) name {said}.",
+    ]
 
 
 def test_a_useless_teacher_is_a_warning(run):
