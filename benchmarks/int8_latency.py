@@ -74,6 +74,7 @@ def time_network(arch: str, scheme: Scheme) -> Timing:
         write_stock(plain, stock, images)
         _write_ours(checkpoint, ours, images, scheme)
         words = [str(path) for path in (plain, stock, ours)]
+        words += ["--shape", ",".join(map(str, images[:1].shape))]
         told = in_fresh_process("benchmarks.int8_latency", words, images[:1], f"timing {arch}")
         rounds: list[list[float]] = json.loads(told)
         shape = (SIZE, SIZE, 3)

@@ -1,33 +1,45 @@
-"""Latency of one file: a fresh process that does nothing else, while this one waits.
+"""Latency of one file: a fresh process that does nothing else (`benchmarks.worker`), while this one
+waits."""
 
-Run as a module it is that process: it loads the file, warms up, times batch-1 inferences with
-`time.perf_counter_ns` and prints one line of JSON.
-"""
-
-import argparse
-import json
+import signal
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-import runtime
 from benchmarks.profiles import Profile
+from benchmarks.steadiness import Conditions, half_width
 from pipeline.errors import PipelineError
-from pipeline.machine import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
+SMALL_MS = 0.1
+"""Below it what measuring itself takes is a share worth telling."""
+TIMEOUT = 600
+"""Seconds after which a process that measures is given up."""
+
+
+class Task(BaseModel):
+    """What the fresh process is to do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    runtime: str
+    path: str
+    profile: Profile
+    shape: tuple[int, ...]
+    """Of the images, uint8, that come by standard input."""
 
 
 class Timing(BaseModel):
     """What the fresh process found."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     runtime: str
     """Name and version."""
@@ -35,95 +47,137 @@ class Timing(BaseModel):
     """From the file to a session that is ready; the runtime's own import is not in it."""
     first_ms: float
     samples_ns: list[int]
+    """In the order in which they were taken; none is left out."""
+    half_width: float
+    """Half the 95 % interval of their median, as a share of it; inf for too few samples."""
+    conditions: Conditions
+    in_force: dict[str, str]
+    """The options that runtime and system say they obey, by name."""
     peak_rss_bytes: int
     """Of the whole process, runtime and images included."""
     host: str
 
+    def noisy(self, profile: Profile) -> str | None:
+        """Why the median is not known as well as `profile` wants; None where it is."""
+        if self.half_width <= profile.width:
+            return None
+        doubts = "; ".join(self.conditions.doubts) or "the host shows no reason"
+        return (
+            f"p50 is known to ±{self.half_width:.1%} only, and ±{profile.width:.1%} was wanted "
+            f"({len(self.samples_ns):,} samples; {doubts})"
+        )
+
 
 def measure(runtime_name: str, path: Path, images: NDArray[np.uint8], profile: Profile) -> Timing:
-    """Time the file at `path` on `images` uint8 [n, size, size, channels], one at a time.
+    """Time the file at `path` on `images` uint8 [n, size, size, channels].
 
-    Raises `PipelineError` with the child's last words where it fails.
+    Raises `PipelineError` with the child's last words where it fails, and says so where it went
+    beyond the profile's memory limit or did not come to an end.
     """
-    options = profile.model_dump().items()
-    words = [str(x) for name, value in options for x in (f"--{name.replace('_', '-')}", value)]
-    told = in_fresh_process(
-        "benchmarks.latency",
-        [runtime_name, str(path), *words],
-        images,
-        f"timing {path} with {runtime_name}",
-    )
-    return Timing.model_validate_json(told)
+    shape = tuple(images.shape)
+    task = Task(runtime=runtime_name, path=str(path), profile=profile, shape=shape)
+    doing = f"timing {path} with {runtime_name}"
+    limit = profile.memory_limit_mb
+    runs = [
+        Timing.model_validate_json(
+            in_fresh_process(
+                "benchmarks.worker", [task.model_dump_json()], images, doing, memory_limit_mb=limit
+            )
+        )
+        for _ in range(profile.processes)
+    ]
+    if len(runs) == 1:
+        return runs[0]
+    samples = [sample for run in runs for sample in run.samples_ns]
+    middle = sorted(runs, key=lambda run: run.load_ms)[len(runs) // 2]
+    return middle.model_copy(update={"samples_ns": samples, "half_width": half_width(samples)})
+
+
+def overhead_ms(profile: Profile) -> float:
+    """What measuring itself takes: the median for an ONNX file that does next to nothing.
+
+    Python's call, the feed and ONNX Runtime's own fixed costs are in it, and in every latency.
+    Measured once a process and profile.
+    """
+    return _overhead_ms(profile.model_dump_json())
+
+
+@cache
+def _overhead_ms(profile_json: str) -> float:
+    profile = Profile.model_validate_json(profile_json)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "empty.onnx")
+        _write_empty(path)
+        found = measure("onnx_runtime", path, np.zeros((1, 1, 1, 1), np.uint8), profile)
+    return float(np.median(found.samples_ns)) / 1e6
+
+
+def _write_empty(path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    taken = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 1, 1, 1])
+    given = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1, 1, 1])
+    node = helper.make_node("Cast", ["image"], ["logits"], to=TensorProto.FLOAT)
+    graph = helper.make_graph([node], "empty", [taken], [given])
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
 
 
 def in_fresh_process(
-    module: str, words: Sequence[str], images: NDArray[np.uint8], doing: str
+    module: str,
+    words: Sequence[str],
+    images: NDArray[np.uint8],
+    doing: str,
+    *,
+    memory_limit_mb: int | None = None,
+    timeout: float = TIMEOUT,
 ) -> bytes:
-    """The last line that `module` prints when run with these `words`, --shape and the pixels.
+    """The last line that `module` prints when run with these `words` and the pixels as input.
 
     Raises `PipelineError` with its last words where `doing` that fails.
     """
-    shape = ",".join(str(length) for length in images.shape)
-    command = [sys.executable, "-m", module, *words, "--shape", shape]
-    done = subprocess.run(command, input=images.tobytes(), capture_output=True, cwd=ROOT)
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise PipelineError(
-            f"{doing} failed (exit code {done.returncode}): {said[-1] if said else 'no message'}",
-            remedy=f"Run it by hand to see all of it: {' '.join(command)} < images",
+    command = [sys.executable, "-m", module, *words]
+    try:
+        done = subprocess.run(
+            command, input=images.tobytes(), capture_output=True, cwd=ROOT, timeout=timeout
         )
-    return done.stdout.splitlines()[-1]
-
-
-def main() -> None:
-    """The fresh process."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runtime")
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--warmup", type=int, required=True)
-    parser.add_argument("--min-samples", type=int, required=True)
-    parser.add_argument("--min-seconds", type=float, required=True)
-    parser.add_argument("--shape", type=lambda text: tuple(map(int, text.split(","))))
-    options = parser.parse_args()
-    pixels = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(options.shape)
-    images = [pixels[i : i + 1] for i in range(len(pixels))]
-    module = runtime.load(options.runtime)
-    module.warm_import()
-    started = time.perf_counter_ns()
-    session = module.open(options.path, options.threads)
-    loaded = time.perf_counter_ns()
-    session.run(images[0])
-    first = time.perf_counter_ns()
-    for i in range(options.warmup - 1):
-        session.run(images[i % len(images)])
-    samples = collect(session, images, options.min_samples, options.min_seconds)
-    found = Timing(
-        runtime=session.name,
-        load_ms=(loaded - started) / 1e6,
-        first_ms=(first - loaded) / 1e6,
-        samples_ns=samples,
-        peak_rss_bytes=peak_rss(),
-        host=cpu_name(),
+    except subprocess.TimeoutExpired:
+        raise PipelineError(
+            f"{doing} did not end within {timeout:g} s",
+            remedy="Is the machine overloaded? Choose a profile with fewer samples.",
+        ) from None
+    if done.returncode == 0:
+        return done.stdout.splitlines()[-1]
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    last, how = said[-1] if said else "no message", _ending(done.returncode)
+    if memory_limit_mb is not None and _out_of_memory(done.returncode, last):
+        raise PipelineError(
+            f"{doing} took more memory than the profile's {memory_limit_mb} MB ({how}: {last})",
+            remedy="Raise its memory_limit_mb, or ship a smaller file.",
+        )
+    raise PipelineError(
+        f"{doing} failed ({how}): {last}",
+        remedy=f"Run it by hand to see all of it: {' '.join(command)} < images",
     )
-    print(json.dumps(found.model_dump()))
 
 
-def collect(
-    session: runtime.Session,
-    images: list[NDArray[np.uint8]],
-    min_samples: int,
-    min_seconds: float,
-) -> list[int]:
-    """Nanoseconds of single inferences, until there are enough of them and enough time is over."""
-    samples: list[int] = []
-    until = time.perf_counter_ns() + int(min_seconds * 1e9)
-    while len(samples) < min_samples or time.perf_counter_ns() < until:
-        image = images[len(samples) % len(images)]
-        before = time.perf_counter_ns()
-        session.run(image)
-        samples.append(time.perf_counter_ns() - before)
-    return samples
+def _ending(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _out_of_memory(code: int, last: str) -> bool:
+    """Whether a process under a memory limit ended because of it."""
+    words = ("memoryerror", "bad_alloc", "out of memory", "allocat", "cannot allocate")
+    return code in (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV) or any(
+        word in last.lower() for word in words
+    )
 
 
 def peak_rss() -> int:
@@ -138,7 +192,3 @@ def peak_rss() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-if __name__ == "__main__":
-    main()

@@ -68,7 +68,7 @@ def measure(path: Path, images: NDArray[np.uint8], profile: Profile) -> dict[str
     """
     told = in_fresh_process(
         "benchmarks.operators",
-        [str(path.resolve()), profile.model_dump_json()],
+        [str(path.resolve()), profile.model_dump_json(), json.dumps(images.shape)],
         images,
         f"profiling {path}",
     )
@@ -78,7 +78,7 @@ def measure(path: Path, images: NDArray[np.uint8], profile: Profile) -> dict[str
 def main() -> None:
     """The fresh process."""
     path, profile = sys.argv[1], Profile.model_validate_json(sys.argv[2])
-    shape = tuple(map(int, sys.argv[4].split(",")))
+    shape = tuple(json.loads(sys.argv[3]))
     pixels = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(shape)
     images = [pixels[i : i + 1] for i in range(len(pixels))]
     with tempfile.TemporaryDirectory() as folder:

@@ -3,26 +3,79 @@
 import tomllib
 from functools import cache
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from pipeline.errors import ConfigError
+from pipeline.errors import CannotRunHereError, ConfigError
+from pipeline.machine import cores
 from pipeline.settings import Settings, explain
 
 FILE = Path(__file__).with_suffix(".toml")
 
 
 class Profile(Settings):
-    """The conditions of a measurement at batch 1."""
+    """The conditions of a measurement."""
 
-    threads: int = Field(default=1, ge=1)
-    """Intra-op threads of the runtime."""
+    threads: int = Field(default=1, ge=0)
+    """Intra-op threads of the runtime; 0: one for each core."""
+    batch: int = Field(default=1, ge=1)
+    """Images of one inference. Files for a single image take them one after the other."""
+    affinity: tuple[int, ...] | None = None
+    """Numbers of the CPUs that the process may use; None: all."""
+    memory_limit_mb: int | None = Field(default=None, ge=1)
+    """Most memory that the process may ask for (RLIMIT_DATA); None: no limit."""
+    arena: bool = True
+    """Whether ONNX Runtime keeps freed memory for the next inference."""
+    spinning: bool = True
+    """Whether ONNX Runtime's idle threads wait busily; one thread alone has none to wait for."""
+    graph_optimization: Literal["all", "extended", "basic", "none"] = "all"
+    """How far ONNX Runtime rewrites the graph when it loads it."""
     warmup: int = Field(default=20, ge=1)
-    """Inferences before the first that counts."""
+    """At least so many inferences before the first that counts ..."""
+    warmup_seconds: float = Field(default=0.1, ge=0)
+    """... and at least so many seconds of them."""
     min_samples: int = Field(default=200, ge=10)
     """At least so many timed inferences ..."""
     min_seconds: float = Field(default=2.0, gt=0)
-    """... and at least so many seconds of them."""
+    """... at least so many seconds of them ..."""
+    width: float = Field(default=0.02, gt=0)
+    """... and until the 95 % interval of their p50 reaches no farther than this share of it to
+    either side ..."""
+    max_seconds: float = Field(default=10.0, gt=0)
+    """... or until so many seconds are over: then the host is called noisy."""
+    processes: int = Field(default=1, ge=1)
+    """With more than one, each sample is a fresh process: its time from the file to the first
+    answer."""
+
+    @model_validator(mode="after")
+    def _times_fit(self) -> Self:
+        if self.max_seconds < self.min_seconds:
+            raise ValueError("max_seconds is less than min_seconds")
+        return self
+
+    def check(self, name: str) -> None:
+        """Raise `CannotRunHereError` where this machine has not what the profile `name` wants."""
+        there = cores()
+        if self.threads > there:
+            raise CannotRunHereError(
+                f"the profile `{name}` wants {self.threads} threads, and there are {there} cores",
+                remedy="Choose another (measure.profile): threads that share a core wait for one "
+                "another.",
+            )
+        if wrong := [cpu for cpu in self.affinity or () if cpu not in cpus()]:
+            raise CannotRunHereError(
+                f"the profile `{name}` wants CPU {wrong[0]}, and this process may use "
+                f"{', '.join(map(str, sorted(cpus())))}",
+                remedy="Change its `affinity`.",
+            )
+
+
+def cpus() -> set[int]:
+    """Numbers of the CPUs that this process may use; none where the system does not tell."""
+    import os
+
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 @cache

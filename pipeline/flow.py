@@ -10,6 +10,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from rich.markup import escape
 
+from benchmarks import profiles
 from benchmarks.stats import PairedDifference, paired_difference
 from pipeline import assemble, bundle, pretrained, summary, verification
 from pipeline.config import Config
@@ -85,6 +86,7 @@ def check(config: Config) -> None:
     pretrained.check(
         config.student.pretrained, "student.pretrained", config.student.arch, config.student.width
     )
+    profiles.read(config.measure.profile).check(config.measure.profile)
     if config.tensorboard:
         require("tensorboard", "tensorboard")
     if config.device == "cuda" and not cuda_devices():

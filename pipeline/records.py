@@ -278,6 +278,18 @@ class Latency(Record):
     """The processor that was measured on."""
     raw: str
     """.npy file of int64 nanoseconds [n]."""
+    p50_ci95: tuple[float, float] | None = None
+    """95 % interval of `p50_ms` by batch means (`benchmarks.steadiness`)."""
+    noisy: str | None = None
+    """Why p50 is not known as well as the profile asks for; None where it is."""
+    overhead_ms: float | None = None
+    """What the same way of measuring takes for an empty file; told where p50 is below 0.1 ms."""
+    batch: int = 1
+    """Images of one inference."""
+    processes: int = 1
+    """With more than one, each sample is a fresh process, from the file to its first answer."""
+    in_force: dict[str, str] = {}
+    """The options that runtime and system said they obeyed."""
 
 
 APART = 0.2

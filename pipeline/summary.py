@@ -72,6 +72,12 @@ class LatencyRow(Part):
     n: int
     warmup: int
     first_ms: float
+    p50_ci95: tuple[float, float] | None = None
+    noisy: str | None = None
+    overhead_ms: float | None = None
+    batch: int = 1
+    processes: int = 1
+    in_force: dict[str, str] = {}
 
 
 class ParityRow(Part):

@@ -12,7 +12,8 @@ from rich.text import Text
 from pipeline import elsewhere, precision
 from pipeline.comparing import AnyRow, Difference, difference, incomparable
 from pipeline.summary import ModelRow, Report
-from pipeline.verdict import headline, hosts, warnings
+from pipeline.timings import hosts
+from pipeline.verdict import headline, warnings
 from pipeline.wording import (
     NONE,
     by_reason,

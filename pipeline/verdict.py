@@ -6,7 +6,7 @@ Terminal, HTML and Markdown all take them from here, so that nobody reads two ve
 from collections.abc import Iterator, Sequence
 
 from benchmarks.stats import Interval
-from pipeline import elsewhere, precision
+from pipeline import elsewhere, precision, timings
 from pipeline.comparing import difference, incomparable, slow
 from pipeline.summary import ArtifactRow, OverSeeds, Report
 from pipeline.wording import (
@@ -191,7 +191,7 @@ def warnings(report: Report) -> list[str]:
     """What a reader must know before believing or shipping, in plain words."""
     faults = [*_unlike(report), *_not_numbers(report)]
     int8 = (*precision.warnings(report), *elsewhere.warnings(report), *slow(report))
-    return [*_doubts(report), *faults, *int8, *_unseen(report)]
+    return [*_doubts(report), *faults, *int8, *timings.warnings(report), *_unseen(report)]
 
 
 def _doubts(report: Report) -> Iterator[str]:
@@ -245,16 +245,6 @@ def _unseen(report: Report) -> Iterator[str]:
     titles = [row.title for row in report.artifacts if row.path and row.top1 is None]
     if titles:
         yield f"Exported but not run here, so unverified: {', '.join(titles)}."
-
-
-def hosts(report: Report) -> list[str]:
-    """Where and how the latencies were measured, one line a condition."""
-    found = dict.fromkeys(
-        f"Latency: one image at a time, profile {condition(row.latency)}, on {row.latency.host}."
-        for row in report.rows
-        if row.latency
-    )
-    return list(found)
 
 
 def contract(report: Report) -> list[str]:

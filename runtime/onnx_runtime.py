@@ -21,6 +21,14 @@ VERSION = 1
 TIMED = True
 CAVEAT = ""
 PROVIDER = "CPUExecutionProvider"
+SPINNING = "session.intra_op.allow_spinning"
+LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "none": "ORT_DISABLE_ALL",
+}
+"""What ONNX Runtime calls how far it rewrites a graph."""
 
 
 def availability() -> Availability:
@@ -47,8 +55,10 @@ def warm_import() -> None:
 class OrtSession:
     """One ONNX file in ONNX Runtime, uint8 NHWC images in, float32 answers out."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        session = _session(path, str(path), threads)
+    def __init__(self, path: Path, threads: int, **options: Any) -> None:
+        session = _session(path, str(path), threads, **options)
+        self.in_force = _in_force(session)
+        """The options that the session says it has, by name."""
         self.name = f"onnxruntime {version('onnxruntime')}"
         self._feed = _Feed(session, path)
         self._output = [session.get_outputs()[0].name]
@@ -100,15 +110,24 @@ def _spec(texts: Mapping[str, str], path: Path) -> "InputSpec":
         ) from error
 
 
-def _session(path: Path, model: str | bytes, threads: int, *, optimize: bool = True) -> Any:
+def _session(
+    path: Path,
+    model: str | bytes,
+    threads: int,
+    *,
+    optimization: str = "all",
+    arena: bool = True,
+    spinning: bool = True,
+) -> Any:
     """A session of `model`, which is the file `path` or made of it. Raises `ExportError`."""
     ort = quiet_import()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[optimization])
+    options.enable_cpu_mem_arena = arena
+    options.add_session_config_entry(SPINNING, str(int(spinning)))
     try:
         session = ort.InferenceSession(model, options, providers=[PROVIDER])
     except Exception as error:  # ONNX Runtime has an exception class a status code, no base
@@ -120,12 +139,31 @@ def _session(path: Path, model: str | bytes, threads: int, *, optimize: bool = T
     return session
 
 
+def _in_force(session: Any) -> dict[str, str]:
+    options = session.get_session_options()
+    return {
+        "providers": ",".join(session.get_providers()),
+        "intra_op_threads": str(options.intra_op_num_threads),
+        "inter_op_threads": str(options.inter_op_num_threads),
+        "graph_optimization": options.graph_optimization_level.name,
+        "arena": str(options.enable_cpu_mem_arena),
+        "spinning": options.get_session_config_entry(SPINNING),
+    }
+
+
 def open(path: Path, threads: int) -> OrtSession:
     """Load `path` with `threads` intra-op threads.
 
     Raises `ExportError` if it cannot be loaded, or takes float pixels and does not say which.
     """
     return OrtSession(path, threads)
+
+
+def open_tuned(
+    path: Path, threads: int, *, arena: bool, spinning: bool, optimization: str
+) -> OrtSession:
+    """`open` under the other options of a `benchmarks.profiles.Profile`."""
+    return OrtSession(path, threads, arena=arena, spinning=spinning, optimization=optimization)
 
 
 def intermediates(
@@ -143,7 +181,7 @@ def intermediates(
             f"an ORT file cannot be opened up; {path.name} keeps its intermediate values to itself",
             "Look into the ONNX file that it was made of.",
         )
-    session = _session(path, _opened_up(path), cores(), optimize=False)
+    session = _session(path, _opened_up(path), cores(), optimization="none")
     floats = ("tensor(float)", "tensor(float16)", "tensor(double)")
     names = [each.name for each in session.get_outputs() if each.type in floats]
     values = _Feed(session, path).run(names, images)

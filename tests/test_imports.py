@@ -33,7 +33,7 @@ LEVELS = (
     "pipeline.config pipeline.verification",
     "pipeline.summary",
     "pipeline.assemble pipeline.wording pipeline.imported pipeline.supplied",
-    "pipeline.comparing pipeline.precision pipeline.elsewhere",
+    "pipeline.comparing pipeline.precision pipeline.elsewhere pipeline.timings",
     "pipeline.verdict pipeline.figures",
     "pipeline.tables pipeline.stages.report",
     "pipeline.bundle",
@@ -53,7 +53,8 @@ PACKAGES = {"pipeline", "pipeline.stages"}
 """Nothing but a docstring."""
 TELLING = (
     *("pipeline.summary", "pipeline.assemble", "pipeline.wording", "pipeline.comparing"),
-    *("pipeline.precision", "pipeline.elsewhere", "pipeline.verdict", "pipeline.figures"),
+    *("pipeline.precision", "pipeline.elsewhere", "pipeline.timings"),
+    *("pipeline.verdict", "pipeline.figures"),
     *("pipeline.tables", "pipeline.stages.report", "pipeline.bundle"),
 )
 """What tells of results knows nothing of how they are made: beyond one another these import

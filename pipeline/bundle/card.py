@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.stats import wilson
-from pipeline import elsewhere, precision, verdict, wording
+from pipeline import elsewhere, precision, timings, verdict, wording
 from pipeline.bundle.manifest import Manifest
 from pipeline.bundle.snippets import SNIPPETS, texts
 from pipeline.stages.report import class_noise, class_rows, escape_markdown
@@ -60,7 +60,7 @@ def to_markdown(report: Report, manifest: Manifest, snippets: list[str]) -> str:
         long=LONG,
         int8=_int8(report),
         limits=[*verdict.warnings(report), *elsewhere.not_run(report)],
-        hosts=verdict.hosts(report),
+        hosts=timings.hosts(report),
         missing=[file for file in manifest.files if not file.paths],
     )
 

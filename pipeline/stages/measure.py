@@ -190,7 +190,7 @@ class Measure(Settings):
             Measurement,
             "measure",
             work,
-            version=4,
+            version=5,
             settings=self,
             parents=parents,
             facts=facts,
@@ -204,27 +204,40 @@ class Measure(Settings):
         with context.store.alone("timing"), still():
             found = latency.measure(name, path.resolve(), images, profile)
             spent = operators.measure(path, images, profile) if name == PROFILED else None
-        samples = np.array(found.samples_ns, np.int64)
-        np.save(folder / "latency.npy", samples)
-        p50, p90, p99 = stats.percentiles(samples)
-        taken = Latency(
-            profile=self.profile,
-            threads=profile.threads,
-            p50_ms=p50,
-            p90_ms=p90,
-            p99_ms=p99,
-            n=len(samples),
-            warmup=profile.warmup,
-            first_ms=found.first_ms,
-            host=found.host,
-            raw="latency.npy",
-        )
+            taken = self._latency(found, profile, folder, name)
         return {
             "latency": taken,
             "load_ms": found.load_ms,
             "peak_rss_bytes": found.peak_rss_bytes,
             "operators_ms": spent,
         }
+
+    def _latency(
+        self, found: latency.Timing, profile: profiles.Profile, folder: Path, name: str
+    ) -> Latency:
+        samples = np.array(found.samples_ns, np.int64)
+        np.save(folder / "latency.npy", samples)
+        p50, p90, p99 = stats.percentiles(samples)
+        half = p50 * found.half_width
+        small = p50 < latency.SMALL_MS and name == PROFILED
+        return Latency(
+            profile=self.profile,
+            threads=profile.threads or cores(),
+            p50_ms=p50,
+            p90_ms=p90,
+            p99_ms=p99,
+            p50_ci95=(p50 - half, p50 + half) if np.isfinite(half) else None,
+            noisy=found.noisy(profile),
+            overhead_ms=latency.overhead_ms(profile) if small else None,
+            n=len(samples),
+            warmup=profile.warmup,
+            first_ms=found.first_ms,
+            host=found.host,
+            batch=profile.batch,
+            processes=profile.processes,
+            in_force=found.in_force,
+            raw="latency.npy",
+        )
 
 
 def accuracy_alone(context: Context, checkpoint: Checkpoint, dataset: Dataset) -> Measurement:

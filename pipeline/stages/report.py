@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from plotly.offline import get_plotlyjs
 
-from pipeline import elsewhere, figures, precision, verdict, wording
+from pipeline import elsewhere, figures, precision, timings, verdict, wording
 from pipeline.errors import StoreError
 from pipeline.store import writing
 from pipeline.summary import FILE, EpochRow, Report
@@ -95,7 +95,7 @@ def _render(template: str, report: Report, **more: Any) -> str:
         report=report,
         headline=verdict.headline(report),
         warnings=verdict.warnings(report),
-        hosts=verdict.hosts(report),
+        hosts=timings.hosts(report),
         seeds=verdict.seed_rows(report),
         seeds_note=verdict.seeds_note(report),
         contract=verdict.contract(report),

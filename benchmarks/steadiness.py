@@ -1,0 +1,114 @@
+"""How well a median is known, and what on the host stood in the way of knowing it better.
+
+Used inside the measuring process, so it loads little.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.machine import cores
+
+BLOCKS = 16
+STUDENT = 2.1314
+"""0.975 quantile of Student's t with `BLOCKS` - 1 degrees of freedom."""
+BUSY = 0.3
+"""Load average a core beside this process from which on the host is called busy."""
+STOLEN = 0.01
+"""Share of CPU time that the hypervisor kept from this machine from which on that is told."""
+FREQUENCY = "sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq"
+
+
+def half_width(samples_ns: Sequence[int]) -> float:
+    """Half the 95 % interval of the median of `samples_ns`, as a share of it; inf for too few.
+
+    Batch means (Schmeiser 1982, Oper. Res. 30:556) with medians: inferences that follow one another
+    are alike (frequency, neighbours), which intervals for independent samples do not see. The
+    samples are cut into `BLOCKS` blocks in the order in which they were taken, and the blocks'
+    medians get an interval by Student's t. Source of the quantile: any table.
+    """
+    n = len(samples_ns) // BLOCKS
+    if n < 1:
+        return float("inf")
+    values = np.asarray(samples_ns[len(samples_ns) - n * BLOCKS :], np.float64)
+    medians = np.median(values.reshape(BLOCKS, n), axis=1)
+    middle = float(np.median(values))
+    return float(STUDENT * medians.std(ddof=1) / BLOCKS**0.5 / middle) if middle else float("inf")
+
+
+class Conditions(BaseModel):
+    """What else happened on the host while samples were taken; None where it does not tell."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    load: float | None
+    """Load average of the last minute when it began: this process is not in it yet."""
+    stolen: float | None
+    """Share of all CPU time that a hypervisor gave to others."""
+    preempted: int | None
+    """How often the system took the CPU from this process."""
+    mhz: tuple[float, float] | None
+    """Least and greatest clock frequency of any CPU, at the end."""
+
+    @property
+    def doubts(self) -> list[str]:
+        """What may have disturbed the measurement, in words."""
+        found = []
+        if self.load is not None and self.load > BUSY * cores():
+            found.append(f"load average {self.load:.1f} on {cores()} cores")
+        if self.stolen is not None and self.stolen > STOLEN:
+            found.append(f"{self.stolen:.0%} of CPU time stolen by the hypervisor")
+        if self.preempted:
+            found.append(f"{self.preempted:,} times preempted")
+        if self.mhz is not None and self.mhz[1] > 1.05 * self.mhz[0]:
+            found.append(f"clock between {self.mhz[0]:.0f} and {self.mhz[1]:.0f} MHz")
+        return found
+
+
+class Watch:
+    """Notes the host's counters now; `conditions` tells what changed since."""
+
+    def __init__(self) -> None:
+        self._load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        self._ticks, self._preempted = _ticks(), _preempted()
+
+    def conditions(self) -> Conditions:
+        """What happened since."""
+        before, after = self._ticks, _ticks()
+        stolen = None
+        if before is not None and after is not None:
+            passed = [b - a for a, b in zip(before, after, strict=True)]
+            stolen = passed[7] / sum(passed) if sum(passed) else 0.0
+        now = _preempted()
+        preempted = None if now is None or self._preempted is None else now - self._preempted
+        return Conditions(load=self._load, stolen=stolen, preempted=preempted, mhz=_mhz())
+
+
+def _ticks() -> list[int] | None:
+    """CPU time since boot by kind, proc_stat(5): the eighth is stolen."""
+    try:
+        words = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()
+    except OSError:
+        return None
+    return [int(word) for word in words[1:9]] if len(words) > 8 else None
+
+
+def _preempted() -> int | None:
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _mhz() -> tuple[float, float] | None:
+    found = []
+    for path in Path("/").glob(FREQUENCY):
+        try:
+            found.append(int(path.read_text(encoding="ascii")) / 1000)
+        except (OSError, ValueError):
+            continue
+    return (min(found), max(found)) if found else None
