@@ -1,33 +1,23 @@
-"""The command line of the experiments: training, distillation, quantization.
+"""The command line of the experiments: latencies, training, distillation, quantization.
 
 Each prints its tables and writes them, with what is needed to repeat them, as a Markdown page; the
 raw numbers lie beside it as JSON. Torch is loaded inside the commands only.
 """
 
-import platform
-import shlex
-import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel
-from rich.table import Table
 from typer.core import TyperGroup
 
+from benchmarks import profiles
+from benchmarks.profiles import Profile
+from benchmarks.publishing import RESULTS, check_place, provenance, publish
 from pipeline.__main__ import EXIT_BAD_INPUT, EXIT_INTERRUPTED, tell
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.machine import cpu_name, cuda_devices, cuda_name, versions
-from pipeline.progress import console, make_console
+from pipeline.progress import console
 from pipeline.settings import read_table
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path("benchmarks/results")
 
 
 class _Commands(TyperGroup):
@@ -44,7 +34,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Experiments: how fast training is, what distillation gains, what int8 loses.",
+    help="Experiments: how fast files and trainings are, what distillation gains and int8 loses.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -86,11 +76,11 @@ def training(
     from benchmarks import training as bench
 
     options = read_table(wanted, bench.Options, ())
-    _check_place(out)
-    origin = _provenance()
+    check_place(out)
+    origin = provenance()
     found = bench.run(options)
     facts, tables = pages.speed_facts(found), pages.speed_tables(found)
-    _publish("Speed of training", origin, facts, tables, found, out)
+    publish("Speed of training", origin, facts, tables, found, out)
 
 
 @app.command()
@@ -113,11 +103,11 @@ def distillation(
     from pipeline.store import Store
 
     entries = bench.read(tournament, set_ or [])
-    _check_place(out)
-    origin = _provenance()
+    check_place(out)
+    origin = provenance()
     found = bench.run(entries, Store(store))
     facts, tables = pages.gain_facts(found), pages.gain_tables(found)
-    _publish("Distillation methods", origin, facts, tables, found, out)
+    publish("Distillation methods", origin, facts, tables, found, out)
 
 
 @app.command()
@@ -147,91 +137,105 @@ def quantization(
     if wrong := [name for name, equals, _ in pairs if not equals]:
         raise ConfigError(f"--folder {wrong[0]}: not of the form IMAGES=FOLDER")
     entries = bench.read(plan, set_ or [], {name: Path(place) for name, _, place in pairs})
-    _check_place(out)
-    origin = _provenance()
+    check_place(out)
+    origin = provenance()
     found = bench.run(entries, Store(store))
     facts, tables = pages.int8_facts(found), pages.int8_tables(found)
-    _publish("int8 against float and stock quantization", origin, facts, tables, found, out)
+    publish("int8 against float and stock quantization", origin, facts, tables, found, out)
 
 
-def _check_place(out: Path) -> None:
-    """Refuse before hours of work what cannot be written after them."""
-    if out.suffix != ".md":
-        raise ConfigError(f"--out {out}: not a Markdown file", "Let its name end in .md.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    there = out.exists()
-    with out.open("a", encoding="utf-8"):
-        pass
-    if not there:
-        out.unlink()
+Targets = Annotated[
+    list[str], typer.Argument(help="Runs by name or folder, or files (.onnx, .ort, .tflite, .pte).")
+]
+ProfileName = Annotated[str, typer.Option("--profile", help="A table of benchmarks/profiles.toml.")]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
 
 
-def _publish(
-    title: str,
-    origin: dict[str, str],
-    facts: Sequence[str],
-    tables: Sequence[Table],
-    raw: BaseModel,
-    out: Path,
+@app.command()
+def latency(
+    targets: Targets,
+    profile: ProfileName = "phone-1t",
+    with_loadgen: Annotated[
+        bool, typer.Option("--loadgen", help="Time with MLPerf LoadGen, too.")
+    ] = False,
+    runs: RunsFolder = Path("runs"),
+    out: Out = RESULTS / "latency.md",
 ) -> None:
-    """Print the tables; write the page and the raw numbers.
+    """Time files on this machine, each in a fresh process."""
+    from benchmarks import loadgen, measuring
+    from benchmarks import targets as files
 
-    `origin` is `_provenance` as it was before the work; a commit that is another now is told too.
-    """
-    ended = _commit()
-    if ended != origin["commit"]:
-        commit = f"{origin['commit']} (the tree changed during the run; at its end {ended})"
-        origin = origin | {"commit": commit}
-    screen = make_console(stderr=False)
-    for table in tables:
-        screen.print(table)
-    bullets = [f"- {name}: {value}" for name, value in origin.items()]
-    parts = ["\n".join(bullets), "\n".join(f"- {fact}" for fact in facts), *map(_markdown, tables)]
-    out.write_text(f"# {title}\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
-    numbers = raw.model_copy(update={"provenance": origin})
-    out.with_suffix(".json").write_text(numbers.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    typer.echo(f"Written: {out}, {out.with_suffix('.json')}")
+    options = _profile(profile)
+    if with_loadgen:
+        loadgen.check()
+    found = files.find(targets, runs)
+    check_place(out)
+    origin = provenance()
+    timed = measuring.measure(found, profile, options, with_loadgen=with_loadgen)
+    facts, tables = measuring.latency_facts(timed), measuring.latency_tables(timed)
+    publish("Latency", origin, facts, tables, timed, out)
 
 
-def _provenance() -> dict[str, str]:
-    """What it takes to repeat a result, by name; the date is when it began."""
-    found = versions("torch", "torchvision", "numpy", "onnxruntime")
-    packages = [f"{name} {version or 'missing'}" for name, version in found.items()]
-    cards = f"; {cuda_devices()} × {cuda_name()}" if cuda_devices() else "; no CUDA GPU"
-    return {
-        "command": f"`{shlex.join(['python', '-m', 'benchmarks', *sys.argv[1:]])}`",
-        "commit": _commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "host": cpu_name() + cards,
-        "versions": ", ".join([f"Python {platform.python_version()}", *packages]),
-    }
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A file.")],
+    b: Annotated[str, typer.Argument(help="Another.")],
+    rounds: Annotated[int, typer.Option(min=5, help="Processes of each, in turn.")] = 15,
+    profile: ProfileName = "phone-1t",
+    out: Out = RESULTS / "compare.md",
+) -> None:
+    """Time two files in turn, and say how many times as long the second takes."""
+    from benchmarks import measuring, turns
+    from benchmarks import targets as files
+
+    options = _profile(profile)
+    first, second = (files.find([word], Path()).targets[0] for word in (a, b))
+    check_place(out)
+    origin = provenance()
+    found = measuring.Pair(
+        profile_name=profile,
+        profile=options,
+        comparison=turns.compare(first, second, options, rounds),
+    )
+    facts, tables = measuring.pair_facts(found), measuring.pair_tables(found)
+    publish("Two files in turn", origin, facts, tables, found, out)
 
 
-def _commit() -> str:
-    """The commit, and whether the tree differs from it; results written here do not count."""
-    if shutil.which("git") is None:
-        return "unknown (no git)"
+@app.command()
+def sustained(
+    targets: Targets,
+    minutes: Annotated[float, typer.Option(min=0.02, help="For each file.")] = 3.0,
+    profile: ProfileName = "phone-1t",
+    runs: RunsFolder = Path("runs"),
+    out: Out = RESULTS / "sustained.md",
+) -> None:
+    """Run files for minutes without a pause, and say which is fastest then."""
+    from benchmarks import measuring, turns
+    from benchmarks import targets as files
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip()
+    options = _profile(profile)
+    found = files.find(targets, runs)
+    check_place(out)
+    origin = provenance()
+    curves = [turns.sustain(each, options, minutes) for each in found.targets]
+    told = measuring.Curves(
+        profile_name=profile,
+        profile=options,
+        minutes=minutes,
+        curves=tuple(curves),
+        skipped=found.skipped,
+    )
+    publish(
+        "Latency over minutes",
+        *(origin, measuring.curve_facts(told), measuring.curve_tables(told), told, out),
+    )
 
-    changed = git("status", "--porcelain", "--", ".", f":!{RESULTS.as_posix()}")
-    commit = git("rev-parse", "--short=10", "HEAD") or "unknown (no checkout)"
-    return commit + (" + uncommitted changes" if changed else "")
 
-
-def _markdown(table: Table) -> str:
-    """A rich table as Markdown."""
-
-    def line(cells: Sequence[object]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    columns = table.columns
-    rules = ["--:" if column.justify == "right" else "---" for column in columns]
-    rows = zip(*(column.cells for column in columns), strict=True)
-    lines = [line([column.header for column in columns]), line(rules), *map(line, rows)]
-    return f"**{table.title}**\n\n" + "\n".join(lines)
+def _profile(name: str) -> Profile:
+    """The profile, if this machine has what it wants."""
+    found = profiles.read(name)
+    found.check(name)
+    return found
 
 
 def main() -> None:

@@ -68,20 +68,31 @@ class Timing(BaseModel):
         )
 
 
-def measure(runtime_name: str, path: Path, images: NDArray[np.uint8], profile: Profile) -> Timing:
+def measure(
+    runtime_name: str,
+    path: Path,
+    images: NDArray[np.uint8],
+    profile: Profile,
+    *,
+    timeout: float = TIMEOUT,
+) -> Timing:
     """Time the file at `path` on `images` uint8 [n, size, size, channels].
 
     Raises `PipelineError` with the child's last words where it fails, and says so where it went
-    beyond the profile's memory limit or did not come to an end.
+    beyond the profile's memory limit or did not end within `timeout` seconds.
     """
     shape = tuple(images.shape)
     task = Task(runtime=runtime_name, path=str(path), profile=profile, shape=shape)
     doing = f"timing {path} with {runtime_name}"
-    limit = profile.memory_limit_mb
     runs = [
         Timing.model_validate_json(
             in_fresh_process(
-                "benchmarks.worker", [task.model_dump_json()], images, doing, memory_limit_mb=limit
+                "benchmarks.worker",
+                [task.model_dump_json()],
+                images,
+                doing,
+                memory_limit_mb=profile.memory_limit_mb,
+                timeout=timeout,
             )
         )
         for _ in range(profile.processes)

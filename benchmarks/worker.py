@@ -37,7 +37,7 @@ def main() -> None:
     if profile.memory_limit_mb:
         limit_memory(profile.memory_limit_mb)
     started = time.perf_counter_ns()
-    session = _open(module, task)
+    session = open_session(module, task)
     loaded = time.perf_counter_ns()
     session.run(batches[0])
     first = time.perf_counter_ns()
@@ -59,7 +59,7 @@ def main() -> None:
     print(found.model_dump_json())
 
 
-def _open(module: runtime.Runtime, task: Task) -> runtime.Session:
+def open_session(module: runtime.Runtime, task: Task) -> runtime.Session:
     """A session under the profile's options, where the runtime has such."""
     threads = task.profile.threads or cores()
     tuned = getattr(module, "open_tuned", None)

@@ -37,9 +37,10 @@ LEVELS = (
     "pipeline.verdict pipeline.figures",
     "pipeline.tables pipeline.stages.report",
     "pipeline.bundle",
-    "pipeline.flow pipeline.exporting pipeline.doctor benchmarks.int8_latency",
-    "pipeline.__main__ benchmarks.training benchmarks.distillation benchmarks.quantization",
-    "benchmarks.pages benchmarks.loops",
+    "pipeline.flow pipeline.exporting pipeline.doctor benchmarks.int8_latency benchmarks.targets",
+    "pipeline.__main__ benchmarks.training benchmarks.distillation benchmarks.quantization "
+    "benchmarks.loadgen benchmarks.turns",
+    "benchmarks.pages benchmarks.loops benchmarks.measuring benchmarks.publishing",
     "benchmarks.__main__",
 )
 """From the ground up: a module may import those of lower levels only. What is named here stands

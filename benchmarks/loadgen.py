@@ -1,0 +1,94 @@
+"""A second, independent clock: MLPerf LoadGen's SingleStream scenario, in a fresh process.
+
+LoadGen (MLCommons) sends one query after the other and times them itself; its p90 stands beside
+ours. Run as a module it is that process. Source: MLPerf Inference rules, section "Scenarios".
+"""
+
+import importlib.util
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import runtime
+from benchmarks.latency import Task, in_fresh_process
+from benchmarks.profiles import Profile
+from benchmarks.targets import Target
+from pipeline.errors import ConfigError, PipelineError, install
+
+QUERIES = 1024
+"""As many as MLPerf Mobile asks for."""
+LINE = re.compile(r"^90\.?0* percentile latency \(ns\)\s*:\s*(\d+)", re.MULTILINE)
+"""In LoadGen's summary."""
+
+
+def check() -> None:
+    """Raise `NotInstalledError` (a `ConfigError` for the caller) where LoadGen is missing."""
+    if importlib.util.find_spec("mlperf_loadgen") is None:
+        raise ConfigError("mlcommons-loadgen is not installed", install("loadgen"))
+
+
+def p90_ms(target: Target, profile: Profile) -> float:
+    """LoadGen's 90th percentile of single inferences of the `target`, in milliseconds.
+
+    Raises `PipelineError` where it does not come to an end, or writes no summary.
+    """
+    task = Task(
+        runtime=target.runtime,
+        path=str(target.path.resolve()),
+        profile=profile,
+        shape=tuple(target.images.shape),
+    )
+    doing = f"timing {target.path} with LoadGen"
+    told = in_fresh_process(
+        "benchmarks.loadgen", [task.model_dump_json()], target.images, doing
+    ).decode()
+    found = LINE.search(told.replace("\\n", "\n"))
+    if found is None:
+        raise PipelineError(f"{doing} gave no 90th percentile: {told[-300:]}")
+    return int(found[1]) / 1e6
+
+
+def main() -> None:
+    """The fresh process: prints LoadGen's summary in one line."""
+    import mlperf_loadgen as loadgen
+
+    from benchmarks import worker
+
+    task = Task.model_validate_json(sys.argv[1])
+    profile = task.profile
+    pixels = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(task.shape)
+    images = [np.ascontiguousarray(pixels[i : i + 1]) for i in range(len(pixels))]
+    module = runtime.load(task.runtime)
+    module.warm_import()
+    session = worker.open_session(module, task)
+    session.run(images[0])
+    worker.warm_up(session, images, profile)
+
+    def answer(queries: list[loadgen.QuerySample]) -> None:
+        for query in queries:
+            session.run(images[query.index])
+            loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(query.id, 0, 0)])
+
+    settings = loadgen.TestSettings()
+    settings.scenario = loadgen.TestScenario.SingleStream
+    settings.mode = loadgen.TestMode.PerformanceOnly
+    settings.min_query_count = max(QUERIES, profile.min_samples)
+    settings.min_duration_ms = int(1000 * profile.min_seconds)
+    settings.performance_sample_count_override = len(images)
+    system = loadgen.ConstructSUT(answer, lambda: None)
+    library = loadgen.ConstructQSL(len(images), len(images), lambda _: None, lambda _: None)
+    with tempfile.TemporaryDirectory() as folder:
+        output = loadgen.LogOutputSettings()
+        output.outdir, output.copy_summary_to_stdout = folder, False
+        logs = loadgen.LogSettings()
+        logs.log_output, logs.enable_trace = output, False
+        loadgen.StartTestWithLogSettings(system, library, settings, logs)
+        said = Path(folder, "mlperf_log_summary.txt").read_text(encoding="utf-8")
+    print(said.replace("\n", "\\n"))
+
+
+if __name__ == "__main__":
+    main()
