@@ -231,6 +231,29 @@ def sustained(
     )
 
 
+@app.command("operators")
+def operators_(
+    file: Annotated[str, typer.Argument(help="An .onnx file.")],
+    profile: ProfileName = "phone-1t",
+    out: Out = RESULTS / "operators.md",
+) -> None:
+    """Say where the time of an ONNX file goes: by operator type and by layer."""
+    from benchmarks import layers, measuring, operators
+    from benchmarks import targets as files
+
+    options = _profile(profile)
+    (target,) = files.find([file], Path()).targets
+    if target.path.suffix != ".onnx":
+        raise ConfigError(f"{file} is no .onnx file: only ONNX Runtime tells where time goes")
+    check_place(out)
+    origin = provenance()
+    spent = operators.measure(target.path, target.images, options)
+    names = layers.names_of(target.path)
+    found = measuring.Profiled(title=target.title, profile_name=profile, spent=spent, layers=names)
+    facts = [f"{target.title}, profile {profile}", *measuring.SPENT_FACTS]
+    publish("Where the time goes", origin, facts, measuring.spent_tables(spent, names), found, out)
+
+
 def _profile(name: str) -> Profile:
     """The profile, if this machine has what it wants."""
     found = profiles.read(name)

@@ -5,13 +5,22 @@ from pydantic import BaseModel, ConfigDict
 from rich import box
 from rich.table import Table
 
-from benchmarks import latency, loadgen, stats
+from benchmarks import latency, layers, loadgen, operators, stats
 from benchmarks.profiles import Profile
 from benchmarks.steadiness import Conditions
 from benchmarks.targets import Found, Target
 from benchmarks.turns import Comparison, Curve, ranking
 from pipeline.progress import track
 
+BAR = 30
+"""Characters of a bar for all of the time."""
+OTHER = "(no layer's)"
+SPENT_FACTS = (
+    "by ONNX Runtime's profiler, which adds some 3 µs to each operator and counts whole "
+    "microseconds: shares to compare, no latencies",
+    "operators are those that run after ONNX Runtime's fusions, under the layer whose weight they "
+    "have",
+)
 AGREE = 0.05
 """How far LoadGen's p90 may be from ours on a quiet host."""
 
@@ -71,6 +80,18 @@ class Curves(BaseModel):
     minutes: float
     curves: tuple[Curve, ...]
     skipped: tuple[str, ...]
+    provenance: dict[str, str] = {}
+
+
+class Profiled(BaseModel):
+    """What `operators` found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    title: str
+    profile_name: str
+    spent: operators.Spent
+    layers: dict[str, str]
     provenance: dict[str, str] = {}
 
 
@@ -170,6 +191,35 @@ def pair_facts(found: Pair) -> list[str]:
         f"{told.b} takes {told.ratio:.3f} times as long as {told.a} (95 % interval {low:.3f} to "
         f"{high:.3f}, bootstrap over {len(told.a_ms)} rounds): the difference {sure}",
     ]
+
+
+def spent_tables(spent: operators.Spent, names: dict[str, str]) -> list[Table]:
+    """Time by operator type with bars, and the ten slowest operators by layer."""
+    whole = sum(spent.types.values())
+    types = _table("By operator type", "type", "ms", "share", "")
+    types.columns[-1].justify = "left"
+    for kind, ms in spent.types.items():
+        bars = "█" * round(BAR * ms / whole)
+        types.add_row(kind, f"{ms:.3f}", f"{ms / whole:.1%}", bars)
+    slowest = _table("The ten slowest operators", "layer", "ms", "share", "type")
+    for name, ms in list(spent.nodes.items())[:10]:
+        kind, _, event = name.partition(" ")
+        slowest.add_row(layers.layer_of(event, names), f"{ms:.3f}", f"{ms / whole:.1%}", kind)
+    return [types, slowest, _by_layer(spent, names)]
+
+
+def _by_layer(spent: operators.Spent, names: dict[str, str]) -> Table:
+    """Every layer of the student; operators that belong to none stand together."""
+    table = _table("By layer", "layer", "ms", "operators")
+    found: dict[str, list[float]] = {}
+    known = set(names.values())
+    for name, ms in spent.nodes.items():
+        layer = layers.layer_of(name.partition(" ")[2], names)
+        found.setdefault(layer if layer in known else OTHER, []).append(ms)
+    order = [*dict.fromkeys(names.values()), OTHER]
+    for layer in (each for each in order if each in found):
+        table.add_row(layer, f"{sum(found[layer]):.3f}", str(len(found[layer])))
+    return table
 
 
 def curve_facts(found: Curves) -> list[str]:

@@ -15,13 +15,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from benchmarks.latency import in_fresh_process
 from benchmarks.profiles import Profile
@@ -32,6 +33,8 @@ SECONDS = 0.5
 RUNS = range(5, 101)
 """... but with at least and at most so many inferences: each operator of each writes an event."""
 
+KERNEL = "_kernel_time"
+"""At the end of the name of an event that is an operator's computation."""
 CONVERSIONS = "conversions between float and int8"
 _FAMILIES = {
     "convolutions": "Conv FusedConv QLinearConv ConvInteger NhwcFusedConv",
@@ -59,12 +62,22 @@ def families(operators_ms: Mapping[str, float]) -> dict[str, float]:
     return dict(found)
 
 
-def measure(path: Path, images: NDArray[np.uint8], profile: Profile) -> dict[str, float]:
-    """Median milliseconds that an inference of the file at `path` spends in each operator type.
+class Spent(BaseModel):
+    """Where the time of one file goes: median milliseconds an inference, the costliest first."""
 
-    The types are those that ONNX Runtime runs after its fusions, the costliest first. `images`
-    are uint8 [n, size, size, channels], taken one at a time. Of the `profile` threads and warm-up
-    count. Raises `PipelineError` with the child's last words where it fails.
+    model_config = ConfigDict(frozen=True)
+
+    types: dict[str, float]
+    """By operator type, as ONNX Runtime runs them after its fusions."""
+    nodes: dict[str, float]
+    """By operator: type and name, "Conv features.0.0_nchwc"."""
+
+
+def measure(path: Path, images: NDArray[np.uint8], profile: Profile) -> Spent:
+    """What an inference of the file at `path` spends its time on.
+
+    `images` are uint8 [n, size, size, channels], taken one at a time. Of the `profile` threads and
+    warm-up count. Raises `PipelineError` with the child's last words where it fails.
     """
     told = in_fresh_process(
         "benchmarks.operators",
@@ -72,7 +85,7 @@ def measure(path: Path, images: NDArray[np.uint8], profile: Profile) -> dict[str
         images,
         f"profiling {path}",
     )
-    return json.loads(told)
+    return Spent.model_validate_json(told)
 
 
 def main() -> None:
@@ -83,7 +96,9 @@ def main() -> None:
     images = [pixels[i : i + 1] for i in range(len(pixels))]
     with tempfile.TemporaryDirectory() as folder:
         events = profiled(path, images, profile, Path(folder))
-    print(json.dumps(by_type(list(runs(events))[profile.warmup :])))
+    by_node = list(runs(events))[profile.warmup :]
+    types = [summed(run, lambda name: name.partition(" ")[0]) for run in by_node]
+    print(Spent(types=medians(types), nodes=medians(by_node)).model_dump_json())
 
 
 def profiled(
@@ -111,18 +126,27 @@ def profiled(
 
 
 def runs(events: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, int]]:
-    """Microseconds by operator type, inference by inference."""
+    """Microseconds by type and name of the operator, inference by inference."""
     spent: dict[str, int] = defaultdict(int)
     for event in events:
-        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
-            spent[event["args"]["op_name"]] += event["dur"]
+        if event["cat"] == "Node" and event["name"].endswith(KERNEL):
+            name = event["name"].removesuffix(KERNEL)
+            spent[f"{event['args']['op_name']} {name}"] += event["dur"]
         elif event["name"] == "model_run":  # written when an inference ends, after its operators
             yield dict(spent)
             spent.clear()
 
 
-def by_type(found: Sequence[Mapping[str, int]]) -> dict[str, float]:
-    """Median milliseconds of each operator type over inferences, the costliest first."""
+def summed(run: Mapping[str, int], key: Callable[[str], str]) -> dict[str, int]:
+    """The microseconds of one inference, added up over what has the same `key`."""
+    found: dict[str, int] = defaultdict(int)
+    for name, spent in run.items():
+        found[key(name)] += spent
+    return dict(found)
+
+
+def medians(found: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    """Median milliseconds of each key over inferences, the costliest first."""
     kinds = {kind for run in found for kind in run}
     spent = {kind: median(run.get(kind, 0) for run in found) / 1000 for kind in kinds}
     return dict(sorted(spent.items(), key=lambda item: (-item[1], item[0])))

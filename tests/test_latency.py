@@ -106,8 +106,9 @@ def test_a_batch_is_one_sample(flatten):
     class Session:
         name = "counting"
 
-        def run(self, batch):
-            seen.append(batch.shape)
+        def run(self, images):
+            seen.append(images.shape)
+            return np.zeros((len(images), 2), np.float32)
 
     pixels = images(5)
     batches = [worker._batch(pixels, start, 4) for start in range(0, 5, 4)]

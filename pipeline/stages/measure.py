@@ -209,7 +209,7 @@ class Measure(Settings):
             "latency": taken,
             "load_ms": found.load_ms,
             "peak_rss_bytes": found.peak_rss_bytes,
-            "operators_ms": spent,
+            "operators_ms": spent and spent.types,
         }
 
     def _latency(
