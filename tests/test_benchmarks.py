@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from pytest import approx
 
-from benchmarks import __main__ as command_line
-from benchmarks import distillation, pages, training
+from benchmarks import distillation, pages, publishing, training
 from pipeline.errors import ConfigError
 from pipeline.machine import cpu_name
 from tests.pictures import make_set
@@ -284,12 +283,12 @@ def test_the_mean_over_seeds_says_over_how_many():
 
 @pytest.mark.parametrize("ended", ["1234567890", "1234567890 + uncommitted changes"])
 def test_a_page_says_that_the_tree_changed_during_the_run(tmp_path, monkeypatch, ended):
-    monkeypatch.setattr(command_line, "_commit", lambda: ended)
+    monkeypatch.setattr(publishing, "_commit", lambda: ended)
     out, origin = tmp_path / "x.md", {"commit": "1234567890"}
     raw = distillation.Found(
         data="", teacher="", student="", budget="", best=None, rows=(), seeds=()
     )
-    command_line._publish("Title", origin, [], [], raw, out)
+    publishing.publish("Title", origin, [], [], raw, out)
     line = "1234567890"
     if ended != line:
         line += f" (the tree changed during the run; at its end {ended})"
