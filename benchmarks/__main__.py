@@ -254,6 +254,26 @@ def operators_(
     publish("Where the time goes", origin, facts, measuring.spent_tables(spent, names), found, out)
 
 
+@app.command()
+def cost(
+    targets: Targets,
+    runs: RunsFolder = Path("runs"),
+    out: Out = RESULTS / "cost.md",
+) -> None:
+    """Count what ONNX files cost wherever they run: multiply-adds, parameters, memory."""
+    from benchmarks import graph_cost, measuring
+    from benchmarks import targets as files
+
+    found = [each for each in files.find(targets, runs).targets if each.path.suffix == ".onnx"]
+    if not found:
+        raise ConfigError("there is no .onnx file among these, and nothing else can be counted")
+    check_place(out)
+    origin = provenance()
+    told = measuring.Costs(costs={each.title: graph_cost.cost(each.path) for each in found})
+    tables = measuring.cost_tables(told.costs)
+    publish("Cost of graphs", origin, measuring.COST_FACTS, tables, told, out)
+
+
 def _profile(name: str) -> Profile:
     """The profile, if this machine has what it wants."""
     found = profiles.read(name)

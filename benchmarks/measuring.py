@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks import latency, layers, loadgen, operators, stats
+from benchmarks.graph_cost import GraphCost
 from benchmarks.profiles import Profile
 from benchmarks.steadiness import Conditions
 from benchmarks.targets import Found, Target
@@ -67,6 +68,15 @@ class Pair(BaseModel):
     profile_name: str
     profile: Profile
     comparison: Comparison
+    provenance: dict[str, str] = {}
+
+
+class Costs(BaseModel):
+    """What `cost` found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    costs: dict[str, GraphCost]
     provenance: dict[str, str] = {}
 
 
@@ -220,6 +230,27 @@ def _by_layer(spent: operators.Spent, names: dict[str, str]) -> Table:
     for layer in (each for each in order if each in found):
         table.add_row(layer, f"{sum(found[layer]):.3f}", str(len(found[layer])))
     return table
+
+
+COST_FACTS = (
+    "counted in the file, for one image: equal from run to run and on every machine",
+    "activations: most memory at one time, in the order of the file, activation functions in place",
+)
+
+
+def cost_tables(costs: dict[str, GraphCost]) -> list[Table]:
+    """One line a file."""
+    table = _table(
+        "Cost",
+        *("file", "dense M MACs", "depthwise M MACs", "M parameters", "weights MB"),
+        *("activations MB", "operators"),
+    )
+    for title, cost in costs.items():
+        cells = [f"{cost.dense_macs / 1e6:.3f}", f"{cost.depthwise_macs / 1e6:.3f}"]
+        cells += [f"{cost.parameters / 1e6:.3f}", f"{cost.parameter_bytes / 1e6:.3f}"]
+        cells += [f"{cost.peak_activation_bytes / 1e6:.3f}", str(cost.nodes)]
+        table.add_row(title, *cells)
+    return [table]
 
 
 def curve_facts(found: Curves) -> list[str]:
