@@ -167,7 +167,7 @@ def latency(
 
     options = _profile(profile)
     if with_loadgen:
-        loadgen.check()
+        loadgen.check(options)
     found = files.find(targets, runs)
     check_place(out)
     origin = provenance()

@@ -4,7 +4,6 @@ LoadGen (MLCommons) sends one query after the other and times them itself; its p
 ours. Run as a module it is that process. Source: MLPerf Inference rules, section "Scenarios".
 """
 
-import importlib.util
 import re
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import runtime
 from benchmarks.latency import Task, in_fresh_process
 from benchmarks.profiles import Profile
 from benchmarks.targets import Target
-from pipeline.errors import ConfigError, PipelineError, install
+from pipeline.errors import ConfigError, PipelineError, require
 
 QUERIES = 1024
 """As many as MLPerf Mobile asks for."""
@@ -24,10 +23,15 @@ LINE = re.compile(r"^90\.?0* percentile latency \(ns\)\s*:\s*(\d+)", re.MULTILIN
 """In LoadGen's summary."""
 
 
-def check() -> None:
-    """Raise `NotInstalledError` (a `ConfigError` for the caller) where LoadGen is missing."""
-    if importlib.util.find_spec("mlperf_loadgen") is None:
-        raise ConfigError("mlcommons-loadgen is not installed", install("loadgen"))
+def check(profile: Profile) -> None:
+    """Raise `NotInstalledError` without LoadGen, `ConfigError` where `profile` is not for it."""
+    if profile.batch > 1 or profile.processes > 1:
+        raise ConfigError(
+            "LoadGen's SingleStream times one image at a time in one process, and this profile "
+            "does not",
+            remedy="Choose another profile, or leave out --loadgen.",
+        )
+    require("mlperf_loadgen", "loadgen")
 
 
 def p90_ms(target: Target, profile: Profile) -> float:
@@ -59,6 +63,7 @@ def main() -> None:
 
     task = Task.model_validate_json(sys.argv[1])
     profile = task.profile
+    worker.settle(profile)
     pixels = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(task.shape)
     images = [np.ascontiguousarray(pixels[i : i + 1]) for i in range(len(pixels))]
     module = runtime.load(task.runtime)

@@ -15,8 +15,9 @@ from pipeline.machine import cores
 BLOCKS = 16
 STUDENT = 2.1314
 """0.975 quantile of Student's t with `BLOCKS` - 1 degrees of freedom."""
-BUSY = 0.3
-"""Load average a core beside this process from which on the host is called busy."""
+BUSY = 1.5
+"""Load average from which on the host is called busy: measuring itself, done again and again, comes
+to 1."""
 STOLEN = 0.01
 """Share of CPU time that the hypervisor kept from this machine from which on that is told."""
 FREQUENCY = "sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq"
@@ -45,7 +46,7 @@ class Conditions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     load: float | None
-    """Load average of the last minute when it began: this process is not in it yet."""
+    """Load average of the minute before; earlier measurements are in it."""
     stolen: float | None
     """Share of all CPU time that a hypervisor gave to others."""
     preempted: int | None
@@ -57,7 +58,7 @@ class Conditions(BaseModel):
     def doubts(self) -> list[str]:
         """What may have disturbed the measurement, in words."""
         found = []
-        if self.load is not None and self.load > BUSY * cores():
+        if self.load is not None and self.load > BUSY:
             found.append(f"load average {self.load:.1f} on {cores()} cores")
         if self.stolen is not None and self.stolen > STOLEN:
             found.append(f"{self.stolen:.0%} of CPU time stolen by the hypervisor")

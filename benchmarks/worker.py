@@ -27,8 +27,7 @@ def main() -> None:
     """Time the file that the task on the command line names, on the images from standard input."""
     task = Task.model_validate_json(sys.argv[1])
     profile = task.profile
-    if profile.affinity:
-        os.sched_setaffinity(0, profile.affinity)
+    settle(profile)
     pixels = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(task.shape)
     starts = range(0, len(pixels), profile.batch)
     batches = [_batch(pixels, start, profile.batch) for start in starts]
@@ -57,6 +56,12 @@ def main() -> None:
         host=cpu_name(),
     )
     print(found.model_dump_json())
+
+
+def settle(profile: Profile) -> None:
+    """Keep this process to the CPUs that the profile names."""
+    if profile.affinity:
+        os.sched_setaffinity(0, profile.affinity)
 
 
 def open_session(module: runtime.Runtime, task: Task) -> runtime.Session:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from benchmarks.__main__ import app
 from benchmarks.profiles import Profile
 from exporters import Variant
 from pipeline import summary
-from pipeline.errors import ConfigError, ExportError, PipelineError
+from pipeline.errors import ConfigError, ExportError, NotInstalledError, PipelineError
 from pipeline.store import file_sha256
 from tests.conftest import export_onnx, sources_of
 from tests.small_run import usual_run
@@ -145,10 +146,13 @@ def test_loadgen_is_a_clock_of_its_own(file):
 
 
 def test_loadgen_is_missed_at_once(monkeypatch):
-    monkeypatch.setattr(loadgen.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="mlcommons-loadgen is not installed") as caught:
-        loadgen.check()
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    with pytest.raises(NotInstalledError, match="mlperf_loadgen") as caught:
+        loadgen.check(QUICK)
     assert "loadgen" in caught.value.remedy
+    for odd in ({"batch": 8}, {"processes": 3}):
+        with pytest.raises(ConfigError, match="one image at a time"):
+            loadgen.check(QUICK.model_copy(update=odd))
 
 
 def test_the_command_writes_a_page(run, tmp_path):

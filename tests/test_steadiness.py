@@ -46,7 +46,7 @@ def test_more_samples_make_it_narrower_and_too_few_say_nothing():
 
 def test_doubts_name_what_was_seen(monkeypatch):
     monkeypatch.setattr(steadiness, "cores", lambda: 2)
-    quiet = Conditions(load=0.1, stolen=0.0, preempted=0, mhz=(2000, 2010))
+    quiet = Conditions(load=1.1, stolen=0.0, preempted=0, mhz=(2000, 2010))
     assert quiet.doubts == []
     assert Conditions(load=None, stolen=None, preempted=None, mhz=None).doubts == []
     busy = Conditions(load=3.5, stolen=0.25, preempted=1234, mhz=(800, 3000))
