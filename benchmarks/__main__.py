@@ -72,8 +72,8 @@ def training(
 ) -> None:
     """Time the usual PyTorch training loop against this one, in one run on one machine."""
     wanted = {key: value for key, value in locals().items() if key != "out"}
-    from benchmarks import pages
-    from benchmarks import training as bench
+    from benchmarks.experiments import pages
+    from benchmarks.experiments import training as bench
 
     options = read_table(wanted, bench.Options, ())
     check_place(out)
@@ -86,7 +86,7 @@ def training(
 @app.command()
 def distillation(
     tournament: Annotated[Path, typer.Argument(help="Who takes part, as TOML.")] = Path(
-        "benchmarks/tournament.toml"
+        "benchmarks/experiments/tournament.toml"
     ),
     set_: Annotated[
         list[str] | None,
@@ -98,8 +98,8 @@ def distillation(
     out: Out = RESULTS / "distillation.md",
 ) -> None:
     """Train the student by each method and alone, under one budget; what is there is not redone."""
-    from benchmarks import distillation as bench
-    from benchmarks import pages
+    from benchmarks.experiments import distillation as bench
+    from benchmarks.experiments import pages
     from pipeline.store import Store
 
     entries = bench.read(tournament, set_ or [])
@@ -113,7 +113,7 @@ def distillation(
 @app.command()
 def quantization(
     plan: Annotated[Path, typer.Argument(help="Students and image sets, as TOML.")] = Path(
-        "benchmarks/quantization.toml"
+        "benchmarks/experiments/quantization.toml"
     ),
     set_: Annotated[
         list[str] | None,
@@ -129,8 +129,8 @@ def quantization(
     out: Out = RESULTS / "quantization.md",
 ) -> None:
     """Quantize students here and by ONNX Runtime's own quantizer; what is there is not redone."""
-    from benchmarks import pages
-    from benchmarks import quantization as bench
+    from benchmarks.experiments import pages
+    from benchmarks.experiments import quantization as bench
     from pipeline.store import Store
 
     pairs = [each.partition("=") for each in folder or []]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pytest import approx
 
-from benchmarks import distillation, pages, publishing, training
+from benchmarks import publishing
+from benchmarks.experiments import distillation, pages, training
 from pipeline.errors import ConfigError
 from pipeline.machine import cpu_name
 from tests.pictures import make_set
@@ -331,7 +332,7 @@ def test_a_wrong_tournament_ends_before_anything_is_done(arena, tmp_path):
 
 
 def test_the_tournament_that_ships_can_be_read():
-    entries = distillation.read(ROOT / "benchmarks" / "tournament.toml")
+    entries = distillation.read(ROOT / "benchmarks" / "experiments" / "tournament.toml")
     methods = {row.config.distill.method for row in entries.rows if row.baseline}
     assert methods == {"kd", "dkd", "dist", "function_matching"}
     assert len(entries.rows) == 8 and entries.more_seeds == (1, 2)
@@ -358,9 +359,9 @@ def test_help_starts_without_torch():
 
 
 def test_images_of_int8_that_nobody_named_are_refused_before_any_work():
-    from benchmarks import quantization
+    from benchmarks.experiments import quantization
 
-    plan = Path(__file__).parents[1] / "benchmarks" / "quantization.toml"
+    plan = Path(__file__).parents[1] / "benchmarks" / "experiments" / "quantization.toml"
     with pytest.raises(ConfigError, match="no images are called moons"):
         quantization.read(plan, folders={"moons": Path()})
     found = quantization.read(plan, folders={"CIFAR-10": Path("here")})

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.int8_latency import NETWORKS, Timing, time_network
+from benchmarks.experiments.int8_latency import NETWORKS, Timing, time_network
+from benchmarks.experiments.stock import write_float, write_stock
 from benchmarks.stats import Interval, paired_difference
-from benchmarks.stock import write_float, write_stock
 from pipeline import config as configs
 from pipeline import flow
 from pipeline.config import Config

@@ -1,4 +1,4 @@
-"""One loop in a fresh process, which `benchmarks.training` starts; it prints one line of JSON."""
+"""One loop in a fresh process, which `training` starts; it prints one line of JSON."""
 
 import sys
 from pathlib import Path
@@ -8,9 +8,9 @@ import torch
 from pydantic import BaseModel
 
 import models
-from benchmarks import usual
+from benchmarks.experiments import usual
+from benchmarks.experiments.training import IMAGES, IMAGES_CUDA, Options, Setup, Task, Timing
 from benchmarks.latency import peak_rss
-from benchmarks.training import IMAGES, IMAGES_CUDA, Options, Setup, Task, Timing
 from pipeline import devices, evaluation
 from pipeline.context import Context
 from pipeline.errors import PipelineError

@@ -1,6 +1,6 @@
 """The usual training loop, as the PyTorch tutorials and torchvision's references write it.
 
-It stands apart from all of the pipeline: what `benchmarks.training` holds the pipeline against.
+It stands apart from all of the pipeline: what `training` holds the pipeline against.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ pipeline's stages themselves, as a user runs them. Networks, batch size and thre
 
 Every loop runs in fresh processes, for peak memory is a process's; the two take turns, for a
 machine's speed drifts. This module is the process around them,
-which loads no torch; `benchmarks.loops` is such a process.
+which loads no torch; `benchmarks.experiments.loops` is such a process.
 """
 
 import statistics
@@ -212,7 +212,7 @@ def _time(task: Task, **changes: Any) -> Timing:
 
 def _ask(task: Task) -> str:
     """What a fresh process prints that does `task`; what it says of errors passes through."""
-    command = [sys.executable, "-m", "benchmarks.loops", task.model_dump_json()]
+    command = [sys.executable, "-m", "benchmarks.experiments.loops", task.model_dump_json()]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     last = (done.stdout.splitlines() or [""])[-1]
     if done.returncode == 2:

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.experiments.stock import write_float, write_stock
 from benchmarks.latency import in_fresh_process
 from benchmarks.stats import Interval
-from benchmarks.stock import write_float, write_stock
 from pipeline.quantized import Fused
 from pipeline.records import Checkpoint, InputSpec, Scheme
 
 SIZE = 224
+WORKER = "benchmarks.experiments.int8_latency"
 NETWORKS = (
     *("mobilenet_v2", "mobilenet_v4_conv_small", "mobilenet_v3_large", "mobilenet_v3_small"),
 )
@@ -75,7 +76,7 @@ def time_network(arch: str, scheme: Scheme) -> Timing:
         _write_ours(checkpoint, ours, images, scheme)
         words = [str(path) for path in (plain, stock, ours)]
         words += ["--shape", ",".join(map(str, images[:1].shape))]
-        told = in_fresh_process("benchmarks.int8_latency", words, images[:1], f"timing {arch}")
+        told = in_fresh_process(WORKER, words, images[:1], f"timing {arch}")
         rounds: list[list[float]] = json.loads(told)
         shape = (SIZE, SIZE, 3)
         ratios = [slow / fast for slow, _, fast in rounds]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.table import Table
 
-from benchmarks import distillation, int8_latency, quantization, training
+from benchmarks.experiments import distillation, int8_latency, quantization, training
 from benchmarks.stats import Interval, mean_interval
 from pipeline.quantized import Fused
 from pipeline.wording import NONE, interval, percent, points, points_interval
