@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import runtime
-from benchmarks.latency import Task, in_fresh_process
+from benchmarks.latency import Task, in_fresh_process, passing_on
 from benchmarks.profiles import Profile
 from benchmarks.targets import Target
 from pipeline.errors import ConfigError, PipelineError, require
@@ -47,7 +47,11 @@ def p90_ms(target: Target, profile: Profile) -> float:
     )
     doing = f"timing {target.path} with LoadGen"
     told = in_fresh_process(
-        "benchmarks.loadgen", [task.model_dump_json()], target.images, doing
+        "benchmarks.loadgen",
+        [task.model_dump_json()],
+        target.images,
+        doing,
+        memory_limit_mb=profile.memory_limit_mb,
     ).decode()
     found = LINE.search(told.replace("\\n", "\n"))
     if found is None:
@@ -57,18 +61,26 @@ def p90_ms(target: Target, profile: Profile) -> float:
 
 def main() -> None:
     """The fresh process: prints LoadGen's summary in one line."""
+    with passing_on():
+        print(summary(Task.model_validate_json(sys.argv[1])).replace("\n", "\\n"))
+
+
+def summary(task: Task) -> str:
+    """What LoadGen writes of the file that the `task` names, on the images from standard input."""
     import mlperf_loadgen as loadgen
 
     from benchmarks import worker
 
-    task = Task.model_validate_json(sys.argv[1])
     profile = task.profile
     worker.settle(profile)
     pixels = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(task.shape)
     images = [np.ascontiguousarray(pixels[i : i + 1]) for i in range(len(pixels))]
     module = runtime.load(task.runtime)
     module.warm_import()
+    if profile.memory_limit_mb:
+        worker.limit_memory(profile.memory_limit_mb)
     session = worker.open_session(module, task)
+    images = worker.prepared(session, images)
     session.run(images[0])
     worker.warm_up(session, images, profile)
 
@@ -91,8 +103,7 @@ def main() -> None:
         logs = loadgen.LogSettings()
         logs.log_output, logs.enable_trace = output, False
         loadgen.StartTestWithLogSettings(system, library, settings, logs)
-        said = Path(folder, "mlperf_log_summary.txt").read_text(encoding="utf-8")
-    print(said.replace("\n", "\\n"))
+        return Path(folder, "mlperf_log_summary.txt").read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":

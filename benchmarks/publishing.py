@@ -5,11 +5,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import typer
+from numpy.typing import ArrayLike
 from pydantic import BaseModel
 from rich.table import Table
 
@@ -40,8 +42,9 @@ def publish(
     tables: Sequence[Table],
     raw: BaseModel,
     out: Path,
+    arrays: Mapping[str, ArrayLike] | None = None,
 ) -> None:
-    """Print the tables; write the page and the raw numbers.
+    """Print the tables; write the page and the raw numbers, the `arrays` by name as .npz.
 
     `origin` is `provenance` as it was before the work; a commit that is another now is told too.
     """
@@ -59,7 +62,11 @@ def publish(
     out.write_text(f"# {title}\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
     numbers = raw.model_copy(update={"provenance": origin})
     out.with_suffix(".json").write_text(numbers.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    typer.echo(f"Written: {out}, {out.with_suffix('.json')}")
+    written = [out, out.with_suffix(".json")]
+    if arrays:
+        written.append(out.with_suffix(".npz"))
+        np.savez_compressed(written[-1], allow_pickle=False, **arrays)
+    typer.echo(f"Written: {', '.join(map(str, written))}")
 
 
 def provenance() -> dict[str, str]:

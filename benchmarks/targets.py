@@ -1,7 +1,8 @@
 """What a latency experiment measures: files named one by one, or all those of a run."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ class Target:
     """One file to be timed."""
 
     title: str
+    """No other target that was found with it has the same."""
     path: Path
     runtime: str
     images: NDArray[np.uint8] = field(repr=False)
@@ -49,27 +51,99 @@ def find(words: Sequence[str], runs: Path) -> Found:
     file altered since it was exported, or one that does not say which images it takes.
     """
     targets: list[Target] = []
+    titles: list[Sequence[str]] = []
     skipped: list[str] = []
     for word in words:
         path = Path(word)
-        if path.is_file() and path.suffix in SUFFIXES:
-            targets.append(_target("/".join(path.absolute().parts[-2:]), path))
+        if _can_be_timed(path):
+            targets.append(_target(path))
+            titles.append(_names_of_file(path))
             continue
-        folder = path if (path / summary.FILE).is_file() else runs / word
-        if not (folder / summary.FILE).is_file():
-            raise ConfigError(
-                f"{word} is neither a file that can be timed ({', '.join(SUFFIXES)}) nor a run",
-                remedy=f"Runs have a {summary.FILE} in their folder, such as {runs}/quick.",
-            )
+        folder = run_folder(word, runs, f"a file that can be timed ({', '.join(SUFFIXES)})")
         for row, reason in _of_run(folder):
+            names = _names_of_row(row.title, folder)
             if reason:
-                skipped.append(f"{row.title}: {reason}")
+                skipped.append(f"{names[len(words) > 1]}: {reason}")
             else:
                 assert row.path is not None
-                targets.append(_target(row.title, folder / row.path))
+                targets.append(_target(folder / row.path))
+                titles.append(names)
     if not targets:
         raise ConfigError("nothing here can be timed: " + "; ".join(skipped or words))
-    return Found(tuple(targets), tuple(skipped))
+    named = zip(targets, unique(titles), strict=True)
+    return Found(tuple(replace(target, title=title) for target, title in named), tuple(skipped))
+
+
+def named_files(words: Sequence[str]) -> tuple[Target, ...]:
+    """The files that `words` name, one each. Raises `ConfigError` for a run, and what `find` does.
+
+    For commands that take this file or that: of a run they would take its first.
+    """
+    for word in words:
+        if not _can_be_timed(Path(word)):
+            raise ConfigError(
+                f"{word} is no file that can be timed ({', '.join(SUFFIXES)})",
+                remedy="Name a file: those of a run lie in its bundle/.",
+            )
+    return find(words, Path()).targets
+
+
+def unique(titles: Sequence[Sequence[str]]) -> list[str]:
+    """One title for each of several, from a shorter to longer ones; those of two differ.
+
+    The shortest that does, and a number behind it where even the longest are the same.
+    """
+    lengths = [0] * len(titles)
+    while True:
+        found = [each[length] for each, length in zip(titles, lengths, strict=True)]
+        counts = Counter(found)
+        longer = [
+            i
+            for i, title in enumerate(found)
+            if counts[title] > 1 and lengths[i] + 1 < len(titles[i])
+        ]
+        if not longer:
+            break
+        for i in longer:
+            lengths[i] += 1
+    seen: Counter[str] = Counter()
+    for i, title in enumerate(found):
+        seen[title] += 1
+        if seen[title] > 1:
+            found[i] = f"{title} ({seen[title]})"
+    return found
+
+
+def _can_be_timed(path: Path) -> bool:
+    return path.is_file() and path.suffix in SUFFIXES
+
+
+def _names_of_file(path: Path) -> list[str]:
+    """The end of its path, from two parts to all."""
+    parts = path.absolute().parts[1:]
+    return ["/".join(parts[-n:]) for n in range(min(2, len(parts)), len(parts) + 1)]
+
+
+def _names_of_row(title: str, folder: Path) -> list[str]:
+    """The title that it has in its run, and with the run's name before it, or its folder."""
+    parts = folder.resolve().parts[1:]
+    names = ["/".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+    return [title, *(f"{name}: {title}" for name in names)]
+
+
+def run_folder(word: str, runs: Path, other: str = "") -> Path:
+    """The folder of the run that `word` names, itself or below `runs`; `other` is what else it
+    could have been.
+
+    Raises `ConfigError` where there is no report.
+    """
+    for folder in (Path(word), runs / word):
+        if (folder / summary.FILE).is_file():
+            return folder
+    raise ConfigError(
+        f"{word} is neither {other} nor a run" if other else f"{word} is no run",
+        remedy=f"Runs have a {summary.FILE} in their folder, such as {runs}/quick.",
+    )
 
 
 def _of_run(folder: Path) -> Iterator[tuple[summary.ArtifactRow, str | None]]:
@@ -80,8 +154,13 @@ def _of_run(folder: Path) -> Iterator[tuple[summary.ArtifactRow, str | None]]:
             continue
         path = folder / row.path
         own = SUFFIXES.get(path.suffix)
-        if own is None or row.format not in runtime.load(own).FORMATS:
+        module = runtime.load(own) if own else None
+        if module is None or row.format not in module.FORMATS:
             yield row, "its speed here says nothing of the format"
+            continue
+        available = module.availability()
+        if not available.ok:
+            yield row, available.in_full
             continue
         if not path.is_file():
             raise StoreError(
@@ -95,7 +174,7 @@ def _of_run(folder: Path) -> Iterator[tuple[summary.ArtifactRow, str | None]]:
         yield row, None
 
 
-def _target(title: str, path: Path) -> Target:
+def _target(path: Path) -> Target:
     name = SUFFIXES[path.suffix]
     module = runtime.load(name)
     available = module.availability()
@@ -109,4 +188,5 @@ def _target(title: str, path: Path) -> Target:
             remedy="Export it with this project.",
         ) from error
     shape = (IMAGES, spec.size, spec.size, spec.channels)
-    return Target(title, path, name, np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return Target(path.name, path, name, images)

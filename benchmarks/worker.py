@@ -7,25 +7,36 @@ the `Timing` as JSON.
 import os
 import sys
 import time
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import runtime
-from benchmarks.latency import Task, Timing, peak_rss
+from benchmarks.latency import Task, Timing, passing_on, peak_rss
 from benchmarks.profiles import Profile
-from benchmarks.steadiness import Watch, half_width
+from benchmarks.steadiness import BLOCKS, Watch, half_width
 from pipeline.machine import cores, cpu_name
 
 ROUND = 0.25
 """Seconds between two looks at how well the median is known."""
+TUNED = ("arena", "spinning", "graph_optimization")
+"""Keys of a profile that mean something to ONNX Runtime alone."""
+IGNORED = "ignored"
+"""Under this name such keys stand among the options in force, where another runtime ran."""
 
 
 def main() -> None:
     """Time the file that the task on the command line names, on the images from standard input."""
-    task = Task.model_validate_json(sys.argv[1])
+    with passing_on():
+        print(timed(Task.model_validate_json(sys.argv[1])).model_dump_json())
+
+
+def timed(task: Task) -> Timing:
+    """What the `task` asks for. Raises `PipelineError` where the file cannot be loaded."""
     profile = task.profile
     settle(profile)
     pixels = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(task.shape)
@@ -35,27 +46,41 @@ def main() -> None:
     module.warm_import()
     if profile.memory_limit_mb:
         limit_memory(profile.memory_limit_mb)
+    watch = Watch()
     started = time.perf_counter_ns()
     session = open_session(module, task)
     loaded = time.perf_counter_ns()
+    batches = prepared(session, batches)
+    ready = time.perf_counter_ns()
     session.run(batches[0])
     first = time.perf_counter_ns()
-    warm_up(session, batches, profile)
-    watch = Watch()
-    # A cold start is over with its first answer.
-    samples = [first - started] if profile.processes > 1 else collect(session, batches, profile)
-    found = Timing(
+    cold = profile.processes > 1  # then all is over with the first answer
+    if not cold:
+        warm_up(session, batches, profile)
+        watch = Watch()
+    peak = peak_rss()
+    samples = (
+        array("q", [first - ready + loaded - started])
+        if cold
+        else collect(session, batches, profile)
+    )
+    return Timing(
         runtime=session.name,
         load_ms=(loaded - started) / 1e6,
-        first_ms=(first - loaded) / 1e6,
-        samples_ns=samples,
+        first_ms=(first - ready) / 1e6,
+        samples_ns=samples.tolist(),
         half_width=half_width(samples),
         conditions=watch.conditions(),
-        in_force=getattr(session, "in_force", {}) | _of_process(),
-        peak_rss_bytes=peak_rss(),
+        in_force=_of_runtime(module, session, profile) | _of_process(),
+        peak_rss_bytes=peak,
         host=cpu_name(),
     )
-    print(found.model_dump_json())
+
+
+def prepared(session: runtime.Session, batches: Sequence[NDArray[np.uint8]]) -> list[NDArray[Any]]:
+    """What the file takes for these images: our part of the work, which no clock counts."""
+    prepare = getattr(session, "prepared", lambda batch: batch)
+    return [prepare(batch) for batch in batches]
 
 
 def settle(profile: Profile) -> None:
@@ -66,7 +91,7 @@ def settle(profile: Profile) -> None:
 
 def open_session(module: runtime.Runtime, task: Task) -> runtime.Session:
     """A session under the profile's options, where the runtime has such."""
-    threads = task.profile.threads or cores()
+    threads = _threads(task.profile)
     tuned = getattr(module, "open_tuned", None)
     if tuned is None:
         return module.open(Path(task.path), threads)
@@ -80,11 +105,33 @@ def open_session(module: runtime.Runtime, task: Task) -> runtime.Session:
     )
 
 
+def _threads(profile: Profile) -> int:
+    """How many the runtime is asked for: 0 stands for the CPUs that this process is kept to."""
+    return profile.threads or cores()
+
+
+def _of_runtime(
+    module: runtime.Runtime, session: runtime.Session, profile: Profile
+) -> dict[str, str]:
+    """What the runtime confirms, else was asked for; and the keys of the profile it has not."""
+    counted = getattr(module, "threads", None)
+    found = {"threads": str(counted() if counted else _threads(profile))}
+    found |= getattr(session, "in_force", {})
+    return found if hasattr(module, "open_tuned") else found | {IGNORED: ", ".join(TUNED)}
+
+
 def _of_process() -> dict[str, str]:
     """The settings of this process that the system confirms."""
-    if not hasattr(os, "sched_getaffinity"):
-        return {}
-    return {"cpus": ",".join(map(str, sorted(os.sched_getaffinity(0))))}
+    found = {}
+    if hasattr(os, "sched_getaffinity"):
+        found["cpus"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    if sys.platform == "linux":
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        unlimited = limit == resource.RLIM_INFINITY
+        found["memory_limit_mb"] = "none" if unlimited else f"{limit / 1e6:g}"
+    return found
 
 
 def _batch(pixels: NDArray[np.uint8], start: int, size: int) -> NDArray[np.uint8]:
@@ -112,13 +159,15 @@ def warm_up(
 
 def collect(
     session: runtime.Session, batches: Sequence[NDArray[np.uint8]], profile: Profile
-) -> list[int]:
+) -> "array[int]":
     """Nanoseconds of single inferences, until their median is known well enough or time is over.
 
-    Nothing is worked out between two samples but once in `ROUND` seconds.
+    When time is over, less than `min_samples` do, but no less than their interval takes. Nothing is
+    worked out between two samples but once in `ROUND` seconds.
     """
-    samples: list[int] = []
+    samples = array("q")  # a list of ints is five times as large
     started = time.perf_counter_ns()
+    end = started + int(profile.max_seconds * 1e9)
     look = started + int(min(ROUND, profile.min_seconds) * 1e9)
     while True:
         batch = batches[len(samples) % len(batches)]
@@ -126,13 +175,16 @@ def collect(
         session.run(batch)
         after = time.perf_counter_ns()
         samples.append(after - before)
-        if after < look or len(samples) < profile.min_samples:
+        if after < look or len(samples) < BLOCKS:
             continue
-        seconds = (after - started) / 1e9
-        known = seconds >= profile.min_seconds and half_width(samples) <= profile.width
-        if known or seconds >= profile.max_seconds:
+        if after >= end:
             return samples
-        look = time.perf_counter_ns() + int(ROUND * 1e9)
+        if len(samples) < profile.min_samples:
+            continue
+        enough = after - started >= profile.min_seconds * 1e9
+        if enough and half_width(samples) <= profile.width:
+            return samples
+        look = min(time.perf_counter_ns() + int(ROUND * 1e9), end)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
 """Latency in a fresh process: raw samples, memory of that process alone, and errors passed on."""
 
+import signal
+import subprocess
 import sys
+from io import StringIO
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+from rich.progress import Progress
 
 import runtime
 from benchmarks import latency, profiles, worker
 from benchmarks.profiles import Profile
+from pipeline import progress
 from pipeline.errors import CannotRunHereError, ConfigError, ExportError, PipelineError
 
 SMOKE = profiles.read("smoke")
@@ -67,7 +73,8 @@ def test_where_the_median_is_not_known_well_enough_it_goes_on_and_says_so(flatte
     # Of the time between two samples nothing is known; most of it is the measuring loop itself.
     assert sum(found.samples_ns) > 0.2e9
     told = found.noisy(strict)
-    assert told and told.startswith("p50 is known to ±") and "±0.0% was wanted" in told
+    assert told and told.startswith("p50 of this process is known to ±")
+    assert "±0.0% was wanted" in told
 
 
 def test_options_are_those_that_the_session_confirms(flatten):
@@ -91,12 +98,82 @@ def test_options_are_those_that_the_session_confirms(flatten):
     )
     assert plain["cpus"] == ",".join(map(str, sorted(profiles.cpus())))
     assert tuned["cpus"] == str(cpu)
+    assert plain["threads"] == plain["intra_op_threads"] == "1" and "ignored" not in plain
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA means this on Linux")
+def test_the_memory_limit_is_among_the_options(flatten):
+    limited = SMOKE.model_copy(update={"memory_limit_mb": 4000})
+    found = latency.measure("onnx_runtime", flatten, images(), limited)
+    assert found.in_force["memory_limit_mb"] == "4000"
+    plain = latency.measure("onnx_runtime", flatten, images(), SMOKE)
+    assert plain.in_force["memory_limit_mb"] == "none"
+
+
+class Slow:
+    """A session that takes 20 ms, by a clock of its own."""
+
+    name = "slow"
+
+    def __init__(self):
+        self.now = 0
+
+    def run(self, images):
+        self.now += 20_000_000
+        return np.zeros((len(images), 2), np.float32)
+
+
+@pytest.mark.parametrize("name", ["litert", "pytorch"])
+def test_a_runtime_without_such_options_says_so(name):
+    profile = SMOKE.model_copy(update={"threads": 2})
+    found = worker._of_runtime(runtime.load(name), Slow(), profile)
+    assert found == {"threads": "2", "ignored": "arena, spinning, graph_optimization"}
+
+
+def test_samples_are_no_memory_of_the_file(flatten):
+    long = SMOKE.model_copy(update={"min_seconds": 2.0, "max_seconds": 2.0})
+    short, many = (latency.measure("onnx_runtime", flatten, images(), p) for p in (SMOKE, long))
+    assert len(many.samples_ns) > 20_000
+    assert many.peak_rss_bytes - short.peak_rss_bytes < 3e6
+
+
+def test_time_is_over_before_there_are_enough_samples(monkeypatch):
+    session, profile = Slow(), Profile(min_seconds=0.1, max_seconds=0.5, width=1e-9)
+    monkeypatch.setattr(worker.time, "perf_counter_ns", lambda: session.now)
+    assert len(worker.collect(session, [images(1)], profile)) == 25
+    short = profile.model_copy(update={"max_seconds": 0.1})
+    assert len(worker.collect(session, [images(1)], short)) == 16  # what an interval takes
+
+
+def test_what_is_noisy_says_that_time_was_over(flatten):
+    found = latency.measure("onnx_runtime", flatten, images(), SMOKE)
+    few = found.model_copy(update={"samples_ns": [10, 20] * 10, "half_width": 0.3})
+    told = few.noisy(Profile(min_samples=200, max_seconds=4))
+    assert told and "(20 samples of 200, for 4 s were over; " in told
+    assert few.noisy(Profile(processes=20)) is None
+
+
+def test_no_bar_is_redrawn_while_another_process_measures(flatten, monkeypatch):
+    shown = Progress(console=Console(file=StringIO(), force_terminal=True))
+    monkeypatch.setattr(progress, "_display", shown)
+    real, seen = subprocess.run, []
+
+    def run(*args, **more):
+        seen.append(shown.live.is_started)
+        return real(*args, **more)
+
+    monkeypatch.setattr(latency.subprocess, "run", run)
+    with progress.bar("measuring", 1):
+        assert shown.live.is_started
+        latency.measure("onnx_runtime", flatten, images(), SMOKE)
+        assert shown.live.is_started
+    assert seen == [False]
 
 
 def test_a_cold_start_is_a_fresh_process_each_time(flatten):
     cold = QUICK.model_copy(update={"processes": 3})
     found = latency.measure("onnx_runtime", flatten, images(), cold)
-    assert len(found.samples_ns) == 3
+    assert len(found.samples_ns) == 3 and found.half_width == float("inf")
     assert min(found.samples_ns) > 1e5  # reading and building a session takes longer than a run
 
 
@@ -126,6 +203,86 @@ def test_a_memory_limit_that_ends_the_process_is_told_as_that(tmp_path):
     with pytest.raises(PipelineError, match="more memory than the profile's 400 MB") as caught:
         latency.measure("onnx_runtime", path, images(), narrow)
     assert "memory_limit_mb" in caught.value.remedy
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA means this on Linux")
+def test_a_memory_limit_met_while_loading_is_told_as_that(tmp_path):
+    path = heavy(tmp_path / "heavy.onnx")
+    assert latency.measure("onnx_runtime", path, images(), SMOKE).samples_ns
+    narrow = SMOKE.model_copy(update={"memory_limit_mb": 150})
+    with pytest.raises(PipelineError, match="more memory than the profile's 150 MB") as caught:
+        latency.measure("onnx_runtime", path, images(), narrow)
+    assert "bad_alloc" in caught.value.message
+    assert "Export the file again" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA means this on Linux")
+def test_a_damaged_file_is_told_as_that_under_a_memory_limit(tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"allocated nothing")
+    wide = SMOKE.model_copy(update={"memory_limit_mb": 4000})
+    with pytest.raises(PipelineError) as caught:
+        latency.measure("onnx_runtime", tmp_path / "bad.onnx", images(), wide)
+    assert "failed (exit code 1): ONNX Runtime cannot load" in caught.value.message
+    assert "memory" not in caught.value.message
+    assert caught.value.remedy == "Export the file again."
+
+
+def heavy(path):
+    """An ONNX file with 80 MB of weights."""
+    weights = np.random.default_rng(0).random((2, 10_000_000), np.float32)
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 1, 2, 1])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    nodes = [
+        helper.make_node("Cast", ["image"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["cast"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["wide"]),
+        helper.make_node("ReduceMean", ["wide", "axes"], ["logits"]),
+    ]
+    constants = [numpy_helper.from_array(weights, "weights"), axes]
+    graph = helper.make_graph(nodes, "heavy", [image], [logits], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, path)
+    return path
+
+
+def fail(code, limit=None):
+    """What is said of a process that runs this Python code."""
+    words = ["-n", "1", "-r", "1", "-s", "import os, sys", code]
+    nothing = np.zeros(0, np.uint8)
+    with pytest.raises(PipelineError) as caught:
+        latency.in_fresh_process("timeit", words, nothing, "trying", memory_limit_mb=limit)
+    return caught.value
+
+
+def test_a_signal_alone_may_be_for_want_of_memory():
+    told = fail("os.abort()", limit=100)
+    assert told.message == (
+        "trying failed (SIGABRT): no message; perhaps it wanted more memory than the profile's "
+        "100 MB"
+    )
+    assert "perhaps" not in fail("os.abort()").message
+    assert "took more memory" in fail("raise MemoryError", limit=100).message
+    line = "sys.stderr.write('std::bad_alloc\\n' * 2 + 'bye\\n'); os.abort()"
+    assert "took more memory" in fail(line, limit=100).message
+    assert "memory" not in fail("raise ValueError('allocated')", limit=100).message
+
+
+def test_a_crash_hands_on_the_end_of_what_was_written():
+    told = fail("raise ValueError('first line' + chr(10) + 'second line')")
+    assert told.message == "trying failed (exit code 1): ValueError: first line"
+    assert told.remedy.endswith("ValueError: first line\nsecond line")
+    assert "< images" not in str(told) and len(told.remedy.splitlines()) <= 6
+
+
+def test_an_error_of_the_fresh_process_comes_with_its_remedy():
+    told = fail(
+        "from benchmarks.latency import passing_on; from pipeline.errors import ExportError\n"
+        "with passing_on(): raise ExportError('it is\\nbroken', 'Mend it.')"
+    )
+    assert told.message == "trying failed (exit code 1): it is\nbroken"
+    assert told.remedy == "Mend it."
+    assert latency._ending(-signal.SIGSEGV) == "SIGSEGV"
 
 
 def greedy(path):

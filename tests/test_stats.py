@@ -8,6 +8,7 @@ from benchmarks.stats import (
     mean_interval,
     paired_difference,
     percentiles,
+    ratio,
     unpaired_interval,
     wilson,
 )
@@ -159,6 +160,25 @@ def test_mean_interval_of_three_holds_its_level():
 def test_mean_interval_takes_two_values(values):
     with pytest.raises(ValueError, match="at least two values"):
         mean_interval(values)
+
+
+@pytest.mark.parametrize("n", [5, 15])
+def test_the_ratios_interval_holds_its_level_for_few_rounds(n):
+    rng = np.random.default_rng(n)
+    covered = 0
+    for _ in range(600):
+        a = rng.lognormal(0, 0.05, n)
+        low, high = ratio(a, 1.2 * a * rng.lognormal(0, 0.03, n))[1]
+        covered += low <= 1.2 <= high
+    assert 0.92 <= covered / 600 <= 0.98
+
+
+def test_the_ratios_interval_of_normal_rounds_is_nearly_students():
+    logs = np.random.default_rng(4).normal(0.1, 0.02, 15)
+    mean, (low, high) = mean_interval(logs)
+    found, interval = ratio(np.ones(15), np.exp(logs))
+    assert found == pytest.approx(np.exp(mean))
+    assert np.log(interval) == pytest.approx((low, high), abs=0.1 * (high - low))
 
 
 def test_percentiles_are_milliseconds():
