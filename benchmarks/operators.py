@@ -8,6 +8,8 @@ over a tiny network is several times its latency; the profiler counts whole micr
 ONNX Runtime does between operators is in no sum at all. Two files profiled alike still show what
 one of them spends more on. Each type has a median of its own, so that an interruption, which hits
 one operator of an inference, does not count.
+
+Session and process are those of `benchmarks.worker`, so that the graph is the one that is timed.
 """
 
 import json
@@ -16,6 +18,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,9 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.latency import in_fresh_process
-from benchmarks.profiles import Profile
-from runtime.onnx_runtime import PROVIDER, quiet_import
+from benchmarks.latency import in_fresh_process, passing_on
+from benchmarks.profiles import Profile, cpus
+from benchmarks.worker import limit_memory, settle
+from pipeline.machine import cores
+from runtime import onnx_runtime
+from runtime.onnx_runtime import OrtSession
 
 SECONDS = 0.5
 """After its warm-up a file is profiled for so long ..."""
@@ -71,58 +77,93 @@ class Spent(BaseModel):
     """By operator type, as ONNX Runtime runs them after its fusions."""
     nodes: dict[str, float]
     """By operator: type and name, "Conv features.0.0_nchwc"."""
+    in_force: dict[str, str] = {}
+    """The options that session and system say they obey, by name."""
+
+
+class _Told(BaseModel):
+    """What the fresh process tells."""
+
+    in_force: dict[str, str]
+    single: bool
+    """Whether the file takes a batch as so many inferences of one image."""
+    events: list[dict[str, Any]]
 
 
 def measure(path: Path, images: NDArray[np.uint8], profile: Profile) -> Spent:
     """What an inference of the file at `path` spends its time on.
 
-    `images` are uint8 [n, size, size, channels], taken one at a time. Of the `profile` threads and
-    warm-up count. Raises `PipelineError` with the child's last words where it fails.
+    `images` are uint8 [n, size, size, channels]; as many are taken at a time as the `profile` says.
+    All of it holds but for how long is measured: see `SECONDS` and `RUNS`. Raises `PipelineError`
+    with the child's last words where it fails.
     """
-    told = in_fresh_process(
+    line = in_fresh_process(
         "benchmarks.operators",
         [str(path.resolve()), profile.model_dump_json(), json.dumps(images.shape)],
         images,
         f"profiling {path}",
+        memory_limit_mb=profile.memory_limit_mb,
     )
-    return Spent.model_validate_json(told)
+    told = _Told.model_validate_json(line)
+    each = profile.batch if told.single else 1
+    by_node = list(together(runs(told.events), each))[profile.warmup :]
+    types = [summed(run, lambda name: name.partition(" ")[0]) for run in by_node]
+    return Spent(types=medians(types), nodes=medians(by_node), in_force=told.in_force)
 
 
 def main() -> None:
     """The fresh process."""
-    path, profile = sys.argv[1], Profile.model_validate_json(sys.argv[2])
-    shape = tuple(json.loads(sys.argv[3]))
+    path, profile = Path(sys.argv[1]), Profile.model_validate_json(sys.argv[2])
+    with passing_on():
+        tell(path, profile, tuple(json.loads(sys.argv[3])))
+
+
+def tell(path: Path, profile: Profile, shape: tuple[int, ...]) -> None:
+    """Print what is `_Told` of the file at `path`, on the images from standard input.
+
+    The events are handed on unread: read, they would need more than a memory limit may leave.
+    """
+    settle(profile)
     pixels = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(shape)
-    images = [pixels[i : i + 1] for i in range(len(pixels))]
+    onnx_runtime.warm_import()
+    if profile.memory_limit_mb:
+        limit_memory(profile.memory_limit_mb)
     with tempfile.TemporaryDirectory() as folder:
-        events = profiled(path, images, profile, Path(folder))
-    by_node = list(runs(events))[profile.warmup :]
-    types = [summed(run, lambda name: name.partition(" ")[0]) for run in by_node]
-    print(Spent(types=medians(types), nodes=medians(by_node)).model_dump_json())
+        session = opened(path, profile, Path(folder))
+        infer(session, pixels, profile)
+        written = session.end_profiling()
+        in_force = session.in_force | {"cpus": ",".join(map(str, sorted(cpus())))}
+        head = {"in_force": in_force, "single": session.single}
+        sys.stdout.write(json.dumps(head).removesuffix("}") + ', "events": ')
+        with written.open(encoding="utf-8") as lines:
+            for line in lines:
+                sys.stdout.write(line.rstrip())
+        print("}")
 
 
-def profiled(
-    path: str, images: Sequence[NDArray[np.uint8]], profile: Profile, folder: Path
-) -> list[dict[str, Any]]:
-    """The profiler's events, warm-up included."""
-    ort = quiet_import()
-    options = ort.SessionOptions()  # as in runtime.onnx_runtime, so that the same graph runs
-    options.intra_op_num_threads = profile.threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.enable_profiling = True
-    options.profile_file_prefix = str(folder / "profile")
-    session = ort.InferenceSession(path, options, providers=[PROVIDER])
-    assert session.get_providers() == [PROVIDER]
-    name = session.get_inputs()[0].name
-    for i in range(profile.warmup):
-        session.run(None, {name: images[i % len(images)]})
+def opened(path: Path, profile: Profile, folder: Path) -> OrtSession:
+    """A session as `benchmarks.worker` has it, whose events are written into `folder`."""
+    return onnx_runtime.open_tuned(
+        path,
+        profile.threads or cores(),
+        arena=profile.arena,
+        spinning=profile.spinning,
+        optimization=profile.graph_optimization,
+        profiling=folder / "profile",
+    )
+
+
+def infer(session: OrtSession, pixels: NDArray[np.uint8], profile: Profile) -> None:
+    """Run `session` on batches of the images, in turn: to warm up, then for `SECONDS`."""
+    starts = [np.arange(at, at + profile.batch) for at in range(0, len(pixels), profile.batch)]
+    batches = [session.prepared(pixels[rows % len(pixels)]) for rows in starts]
+    for at in range(profile.warmup):
+        session.run(batches[at % len(batches)])
     until = time.perf_counter_ns() + int(SECONDS * 1e9)
-    for i in range(RUNS[-1]):
-        if i >= RUNS[0] and time.perf_counter_ns() > until:
+    for at in range(RUNS[-1]):
+        if at >= RUNS[0] and time.perf_counter_ns() > until:
             break
-        session.run(None, {name: images[i % len(images)]})
-    return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        session.run(batches[at % len(batches)])
 
 
 def runs(events: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, int]]:
@@ -135,6 +176,17 @@ def runs(events: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, int]]:
         elif event["name"] == "model_run":  # written when an inference ends, after its operators
             yield dict(spent)
             spent.clear()
+
+
+def together(found: Iterable[Mapping[str, int]], each: int) -> Iterator[dict[str, int]]:
+    """Inferences in groups of `each`, added up: the images of a batch taken one by one."""
+    left = iter(found)
+    while group := list(islice(left, each)):
+        spent: dict[str, int] = defaultdict(int)
+        for run in group:
+            for name, microseconds in run.items():
+                spent[name] += microseconds
+        yield dict(spent)
 
 
 def summed(run: Mapping[str, int], key: Callable[[str], str]) -> dict[str, int]:

@@ -40,16 +40,53 @@ def incomparable(a: LatencyRow, b: LatencyRow) -> str:
         return f"measured on different hosts: {a.host} / {b.host}"
     if (a.profile, a.threads) != (b.profile, b.threads):
         return f"measured under different profiles: {condition(a)} / {condition(b)}"
+    if a.batch != b.batch:
+        return f"measured with different batches: {a.batch} / {b.batch} images"
+    if a.processes != b.processes:
+        return f"measured in different numbers of processes: {a.processes} / {b.processes}"
     return ""
 
 
+def faster(a: LatencyRow, b: LatencyRow) -> int:
+    """1 where B is certainly faster than A, -1 where it is slower, 0 where that is uncertain.
+
+    The 95 % intervals of the two p50 decide: noise makes them wide. Reports of before there were
+    intervals have the p50 alone.
+    """
+    if any(row.noisy and row.p50_ci95 is None for row in (a, b)):
+        return 0
+    (a_low, a_high), (b_low, b_high) = (row.p50_ci95 or (row.p50_ms,) * 2 for row in (a, b))
+    return int(b_high < a_low) - int(a_high < b_low)
+
+
+def speed(a: LatencyRow, b: LatencyRow) -> tuple[str, str]:
+    """What is certain of B's speed against A's, as verb and claim."""
+    sure, ratio = faster(a, b), a.p50_ms / b.p50_ms
+    if sure == 0:
+        return "shows", "no certain difference in speed"
+    factor = max(ratio, 1 / ratio)
+    times = f"{factor:.{1 if factor >= 1.05 else 2}f}×"
+    return ("is", f"{times} as fast") if sure > 0 else ("takes", f"{times} as long")
+
+
+def medians(a: LatencyRow, b: LatencyRow) -> str:
+    """The p50 of B and A with their intervals, as "1.30 (1.28–1.32) against 3.00 (2.96–3.04)"."""
+
+    def told(row: LatencyRow) -> str:
+        ends = row.p50_ci95
+        return number(row.p50_ms) + (f" ({number(ends[0])}–{number(ends[1])})" if ends else "")
+
+    return f"{told(b)} against {told(a)}"
+
+
 def slow(report: Report) -> Iterator[str]:
-    """A sentence for each int8 file that is slower than the float file beside it, and why."""
+    """A sentence for each int8 file that is certainly slower than the float file beside it, and
+    why."""
     for plain, int8 in report.int8_pairs():
         a, b = plain.latency, int8.latency
         if int8.variant == "symmetric":  # made for TensorRT: CPU kernels want zero points
             continue
-        if a and b and not incomparable(a, b) and b.p50_ms >= a.p50_ms:
+        if a and b and not incomparable(a, b) and faster(a, b) < 0:
             counts = report.quantization.operators if report.quantization else {}
             told = f"{number(b.p50_ms)} against {number(a.p50_ms)} ms"
             yield (

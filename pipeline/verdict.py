@@ -6,17 +6,15 @@ Terminal, HTML and Markdown all take them from here, so that nobody reads two ve
 from collections.abc import Iterator, Sequence
 
 from benchmarks.stats import Interval
-from pipeline import elsewhere, precision, timings
-from pipeline.comparing import difference, incomparable, slow
+from pipeline import elsewhere, on_device, precision, timings
+from pipeline.comparing import difference, incomparable, medians, slow, speed
 from pipeline.summary import ArtifactRow, OverSeeds, Report
 from pipeline.wording import (
     NONE,
     Finding,
-    condition,
     enumerated,
     interval,
     megabytes,
-    number,
     percent,
     points,
     points_interval,
@@ -41,6 +39,7 @@ def headline(report: Report) -> list[Finding]:
     """What the run found out: what distillation gained, what int8 costs and saves, and where."""
     pairs = lead_pairs(report)[:1]
     found = [_gain(report), *(_int8(*pair) for pair in pairs), elsewhere.same_everywhere(report)]
+    found.append(on_device.finding(report))
     return [finding for finding in found if finding.claim]
 
 
@@ -151,10 +150,8 @@ def _int8(plain: ArtifactRow, int8: ArtifactRow) -> Finding:
     claims, evidence = [], []
     a, b = plain.latency, int8.latency
     if a and b and not incomparable(a, b):
-        ratio = a.p50_ms / b.p50_ms
-        fast = ("is", f"{ratio:.1f}× as fast")
-        claims.append(fast if ratio >= 1 else ("takes", f"{1 / ratio:.1f}× as long"))
-        evidence.append(f"median {number(b.p50_ms)} against {number(a.p50_ms)} ms")
+        claims.append(speed(a, b))
+        evidence.append(f"median {medians(a, b)} ms")
     if plain.bytes and int8.bytes:
         claims.append(("is", f"{plain.bytes / int8.bytes:.1f}× smaller"))
         evidence.append(f"{megabytes(int8.bytes)} against {megabytes(plain.bytes)} MB")
@@ -191,7 +188,14 @@ def warnings(report: Report) -> list[str]:
     """What a reader must know before believing or shipping, in plain words."""
     faults = [*_unlike(report), *_not_numbers(report)]
     int8 = (*precision.warnings(report), *elsewhere.warnings(report), *slow(report))
-    return [*_doubts(report), *faults, *int8, *timings.warnings(report), *_unseen(report)]
+    return [
+        *_doubts(report),
+        *faults,
+        *int8,
+        *timings.warnings(report),
+        *on_device.warnings(report),
+        *_unseen(report),
+    ]
 
 
 def _doubts(report: Report) -> Iterator[str]:
@@ -214,7 +218,8 @@ def _doubts(report: Report) -> Iterator[str]:
     teacher, baseline = report.model("teacher"), report.model("baseline")
     if teacher and baseline and teacher.top1 and baseline.top1 and teacher.top1 <= baseline.top1:
         yield "The teacher is no better than the baseline: there was nothing to distil from it."
-    if len({(row.latency.host, condition(row.latency)) for row in report.rows if row.latency}) > 1:
+    taken = [row.latency for row in report.rows if row.latency]
+    if any(incomparable(taken[0], each) for each in taken):
         yield "Latencies come from different hosts or profiles: compare only within one."
 
 

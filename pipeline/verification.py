@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import isfinite
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,12 @@ SWAPPED = 64
 """Test images that the student is shown with red and blue swapped, too."""
 
 
+class _Fault(NamedTuple):
+    told: str
+    key: Literal["max_difference", "max_drop"] | None = None
+    """The setting that allows more of it; None for what no setting allows."""
+
+
 def verify(
     context: Context,
     export: Export,
@@ -48,7 +55,7 @@ def verify(
     test = open_split(dataset, "test")
     reference = answers(student[1])
     swapped = _Swapped(student[0], test) if dataset.input.channels == 3 else None
-    beyond = []
+    beyond, told = [], []
     for artifact, found in files:
         if found.parity is None:
             continue
@@ -60,19 +67,29 @@ def verify(
         if faults:
             pixels = test[spread(min(LOOKED_INTO, len(test)), len(test))]
             where = _where(context, student[0], artifact, pixels)
-            beyond.append((artifact, f"{artifact.title}: {'; '.join(faults)}. {where}"))
+            beyond.append((artifact, faults))
+            told.append(f"{artifact.title}: {'; '.join(fault.told for fault in faults)}. {where}")
     if beyond:
-        keys = dict.fromkeys(
-            f"export.{artifact.format}.{key}"
-            for artifact, _ in beyond
-            for key in ("max_difference", "max_drop")
-        )
         raise VerificationError(
-            "exported files do not answer as the student does:\n"
-            + "\n".join(text for _, text in beyond),
-            remedy="Leave the file out (`precisions` of its format), or allow more with "
-            f"{', '.join(keys)}. Everything measured is kept.",
+            "exported files do not answer as the student does:\n" + "\n".join(told),
+            remedy=_remedy(beyond),
         )
+
+
+def _remedy(beyond: list[tuple[Artifact, list[_Fault]]]) -> str:
+    """Tolerances are named for files all of whose faults have one."""
+    keys = dict[str, None]()
+    hopeless = []
+    for artifact, faults in beyond:
+        if any(fault.key is None for fault in faults):
+            hopeless.append(artifact.title)
+        else:
+            keys |= dict.fromkeys(f"export.{artifact.format}.{fault.key}" for fault in faults)
+    more = f", or allow more with {', '.join(keys)}" if keys else ""
+    none = f" No setting lets {', '.join(hopeless)} pass." if hopeless else ""
+    return (
+        f"Leave the file out (`precisions` of its format){more}.{none} Everything measured is kept."
+    )
 
 
 def _faults(
@@ -80,26 +97,28 @@ def _faults(
     reference: NDArray[np.float32],
     labels: NDArray[np.int64] | None,
     tolerance: Tolerance,
-) -> Iterator[str]:
-    """What is beyond `tolerance`, in words."""
+) -> Iterator[_Fault]:
+    """What is beyond `tolerance`."""
     parity = found.parity
     assert parity is not None
     if not isfinite(parity.mean_abs_diff) or not isfinite(parity.relative):
-        yield "some answers are not numbers"
+        yield _Fault("some answers are not numbers")
         return
     if parity.relative > tolerance.difference:
-        yield (
+        yield _Fault(
             f"its answers are {parity.relative:.3g} of the student's standard deviation away on "
-            f"average, allowed are {tolerance.difference:g}"
+            f"average, allowed are {tolerance.difference:g}",
+            "max_difference",
         )
     if labels is None:
         return
     right = answers(found).argmax(1) == labels
     change = paired_difference(reference.argmax(1) == labels, right)
     if -100 * change.ci95[1] > tolerance.drop:
-        yield (
+        yield _Fault(
             f"it loses {-100 * change.difference:.2f} points of top-1 (at least "
-            f"{-100 * change.ci95[1]:.2f} for certain), allowed are {tolerance.drop:g}"
+            f"{-100 * change.ci95[1]:.2f} for certain), allowed are {tolerance.drop:g}",
+            "max_drop",
         )
 
 
@@ -117,18 +136,19 @@ class _Swapped:
 
     def fault(
         self, given: NDArray[np.float32], reference: NDArray[np.float32], output: str
-    ) -> list[str]:
-        """The fault in words, if the answers `given` to all test images have it."""
+    ) -> list[_Fault]:
+        """The fault, if the answers `given` to all test images have it."""
         given = given[self._rows]
         right = relative_difference(given, reference[self._rows], output)
         wrong = relative_difference(given, self._logits, output)
         # Where the images are nearly grey the two are one, and rounding decides between them.
         if not wrong < right / 2:
             return []
-        return [
+        told = (
             "it takes red for blue: the student's answers to images with the two swapped are "
             f"{wrong:.2g} of a standard deviation from its own, those to the images {right:.2g}"
-        ]
+        )
+        return [_Fault(told)]
 
 
 def _where(

@@ -1,5 +1,8 @@
 """Where the time goes inside a file: a real profile, taken in another process."""
 
+import json
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -8,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks import operators, profiles
 from benchmarks.profiles import Profile
 from pipeline.errors import PipelineError
-from pipeline.records import Measurement
+from pipeline.records import InputSpec, Measurement
+from runtime import onnx_runtime
 
 SMOKE = profiles.read("smoke")
 
@@ -53,15 +57,85 @@ def test_a_profile_names_every_operator_that_runs(tmp_path, monkeypatch):
 
 
 def test_events_are_split_into_inferences(tmp_path):
-    events = operators.profiled(
-        str(small_net(tmp_path / "net.onnx")), list(images()[:, None]), SMOKE, tmp_path
-    )
+    session = operators.opened(small_net(tmp_path / "net.onnx"), SMOKE, tmp_path)
+    operators.infer(session, images(), SMOKE)
+    events = json.loads(session.end_profiling().read_text(encoding="utf-8"))
     found = list(operators.runs(events))
     assert SMOKE.warmup + operators.RUNS[0] <= len(found) <= SMOKE.warmup + operators.RUNS[-1]
     assert len({frozenset(run) for run in found}) == 1
     assert any(name.startswith("GlobalAveragePool ") for name in found[0])
     whole = [event["dur"] for event in events if event["name"] == "model_run"]
     assert all(sum(run.values()) <= all_of_it for run, all_of_it in zip(found, whole, strict=True))
+
+
+def test_the_profile_decides_which_graph_runs_and_how(tmp_path):
+    path, (cpu, *_) = small_net(tmp_path / "net.onnx"), sorted(profiles.cpus())
+    changes = {"graph_optimization": "none", "arena": False, "spinning": False, "affinity": (cpu,)}
+    plain = operators.measure(path, images(), SMOKE)
+    tuned = operators.measure(path, images(), SMOKE.model_copy(update=changes))
+    assert set(tuned.types) == {"Cast", "Transpose", "Conv", "Sigmoid", "GlobalAveragePool"}
+    assert set(plain.nodes) != set(tuned.nodes)  # fused, or in another layout
+    asked = ("graph_optimization", "arena", "spinning", "cpus")
+    assert [tuned.in_force[name] for name in asked] == ["ORT_DISABLE_ALL", "False", "0", str(cpu)]
+    assert [plain.in_force[name] for name in asked[:3]] == ["ORT_ENABLE_ALL", "True", "1"]
+    assert plain.in_force["cpus"] == ",".join(map(str, sorted(profiles.cpus())))
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_batch_is_one_inference(tmp_path, single):
+    """Also for a file that takes its images one by one."""
+    path = small_net(tmp_path / "net.onnx")
+    if single:
+        model = onnx.load(path)
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+        onnx.save(model, path)
+    many = np.random.default_rng(2).integers(0, 256, (256, 16, 16, 3), dtype=np.uint8)
+    one, all_of_them = (
+        sum(operators.measure(path, many, SMOKE.model_copy(update={"batch": size})).types.values())
+        for size in (1, 128)
+    )
+    assert all_of_them > 10 * one
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA means this on Linux")
+def test_a_memory_limit_holds(tmp_path):
+    path, narrow = small_net(tmp_path / "net.onnx"), SMOKE.model_copy(update={"batch": 20_000})
+    with pytest.raises(PipelineError, match="more memory than the profile's 400 MB"):
+        operators.measure(path, images(), narrow.model_copy(update={"memory_limit_mb": 400}))
+
+
+def raw_net(path, spec):
+    """Normalised float pixels in planes, as a raw export has them: a mean over the pixels."""
+    taken = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 16, 16])
+    given = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3, 1, 1])
+    node = helper.make_node("GlobalAveragePool", ["pixels"], ["logits"])
+    graph = helper.make_graph([node], "raw", [taken], [given])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.helper.set_model_props(model, {"input": spec.model_dump_json()})
+    onnx.save(model, path)
+    return path
+
+
+SPEC = InputSpec(size=16, channels=3, mean=(0.5, 0.45, 0.4), std=(0.3, 0.25, 0.2))
+
+
+def test_a_file_for_normalised_pixels_is_profiled_too(tmp_path):
+    spent = operators.measure(raw_net(tmp_path / "raw.onnx", SPEC), images(), SMOKE)
+    assert set(spent.types) >= {"GlobalAveragePool"}
+
+
+def test_what_a_file_for_normalised_pixels_takes_can_be_prepared(tmp_path):
+    session = onnx_runtime.open(raw_net(tmp_path / "raw.onnx", SPEC), 1)
+    ready = session.prepared(images())
+    wanted = (images() / 255 - np.array(SPEC.mean)) / np.array(SPEC.std)
+    np.testing.assert_array_equal(ready, wanted.transpose(0, 3, 1, 2).astype(np.float32))
+    assert ready.dtype == np.float32 and ready.flags.c_contiguous
+    assert session.prepared(ready) is ready
+    np.testing.assert_array_equal(session.run(ready), session.run(images()))
+    plain = onnx_runtime.open(small_net(tmp_path / "net.onnx"), 1)
+    same = images()
+    assert plain.prepared(same) is same
 
 
 def test_medians_over_runs_of_sums_within_them():

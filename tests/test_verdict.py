@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.stats import PairedDifference
-from pipeline import verdict, wording
+from pipeline import comparing, verdict, wording
 from tests.small_run import SmallRun, run_of_seeds, usual_run
 
 
@@ -139,6 +139,56 @@ def test_a_slow_int8_is_called_slow(run):
     assert claim.startswith("Against fp32, onnx int8 takes 1.5× as long, is 3.7× smaller and not ")
     slow = [text for text in verdict.warnings(report) if "slower than fp32 on this host" in text]
     assert slow and "4.50 against 3.00 ms" in slow[0]
+
+
+def timed(run, plain, int8):
+    """A report in which the float and the int8 file have these latencies, over the usual ones."""
+    report = run.report()
+    rows = list(report.artifacts)
+    for at, changes in enumerate((plain, int8)):
+        latency = rows[at].latency.model_copy(update=changes)
+        rows[at] = rows[at].model_copy(update={"latency": latency})
+    return report.model_copy(update={"artifacts": tuple(rows)})
+
+
+def told_of(report):
+    """Claim and evidence of int8, and whether it is called slow."""
+    finding = verdict.headline(report)[1]
+    slow = any("slower than fp32" in text for text in verdict.warnings(report))
+    return finding.claim, finding.evidence, slow
+
+
+def test_a_speed_is_claimed_only_where_the_intervals_lie_apart(run):
+    plain = {"p50_ms": 3.0, "p50_ci95": (2.96, 3.04)}
+    claim, evidence, _ = told_of(timed(run, plain, {"p50_ms": 2.9, "p50_ci95": (2.85, 2.95)}))
+    assert claim.startswith("Against fp32, onnx int8 is 1.03× as fast, 3.7× smaller and ")
+    assert evidence.startswith("Median 2.90 (2.85–2.95) against 3.00 (2.96–3.04) ms; 2.40 against ")
+    claim, _, slow = told_of(timed(run, plain, {"p50_ms": 3.3, "p50_ci95": (3.1, 3.5)}))
+    assert slow and "takes 1.1× as long" in claim
+    for p50, ends in ((2.9, (2.8, 3.0)), (3.3, (2.9, 3.7)), (3.08, (3.04, 3.12))):
+        claim, _, slow = told_of(timed(run, plain, {"p50_ms": p50, "p50_ci95": ends}))
+        assert not slow
+        assert claim.startswith(
+            "Against fp32, onnx int8 shows no certain difference in speed, is 3.7× smaller and "
+        )
+
+
+def test_a_noisy_speed_without_an_interval_is_none(run):
+    for plain, int8 in (({"noisy": "busy"}, {}), ({}, {"noisy": "busy"})):
+        claim, _, slow = told_of(timed(run, plain, int8 | {"p50_ms": 4.5}))
+        assert "no certain difference in speed" in claim and not slow
+    same = timed(run, {"p50_ms": 3.0}, {"p50_ms": 3.0})
+    assert "no certain difference" in told_of(same)[0] and not told_of(same)[2]
+
+
+@pytest.mark.parametrize("field", ["batch", "processes"])
+def test_speeds_of_other_batches_or_processes_are_not_compared(run, field):
+    report = timed(run, {field: 8}, {"p50_ms": 4.5})
+    claim, _, slow = told_of(report)
+    assert claim.startswith("Against fp32, onnx int8 is 3.7× smaller and ") and not slow
+    assert any("different hosts or profiles" in text for text in verdict.warnings(report))
+    a, b = (row.latency for row in report.artifacts[:2])
+    assert a and b and "8 / 1" in comparing.incomparable(a, b)
 
 
 PLAIN_MS = {"Conv": 1.5, "Mul": 0.1, "ReorderInput": 0.04, "Transpose": 0.05, "Gemm": 0.05}

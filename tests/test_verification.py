@@ -139,7 +139,8 @@ def test_a_broken_layer_is_named(scene, tmp_path):
     message = caught.value.message
     assert "onnx fp32: its answers are" in message and "allowed are 0.001" in message
     assert "features.5.conv.0" in message
-    assert "export.onnx.max_difference" in caught.value.remedy
+    assert "or allow more with export.onnx.max_difference" in caught.value.remedy
+    assert "No setting" not in caught.value.remedy
 
 
 def test_a_tolerance_can_be_widened(scene, tmp_path):
@@ -149,8 +150,10 @@ def test_a_tolerance_can_be_widened(scene, tmp_path):
 
 def test_a_certain_loss_of_accuracy_is_beyond_it_too(scene, tmp_path):
     file = broken(scene.file, tmp_path, "features.0.0")
-    with pytest.raises(VerificationError, match=r"loses \d+\.\d+ points .* allowed are 0\.1"):
+    told = r"loses \d+\.\d+ points .* allowed are 0\.1"
+    with pytest.raises(VerificationError, match=told) as caught:
         scene.verify(file, "lossy", max_difference=100.0)
+    assert "or allow more with export.onnx.max_drop. Everything" in caught.value.remedy
 
 
 def test_red_taken_for_blue_is_named_whatever_the_tolerance(coloured):
@@ -160,9 +163,36 @@ def test_red_taken_for_blue_is_named_whatever_the_tolerance(coloured):
     logits = onnx_runtime.open(coloured.file.path, 1).run(swapped)
     noise = np.random.default_rng(4).normal(0, 0.2 * logits.std(), logits.shape)  # as of int8
     wide = {"max_difference": 100.0, "max_drop": 100.0}
-    with pytest.raises(VerificationError, match="takes red for blue"):
-        coloured.judge(coloured.file, "swapped", (logits + noise).astype(np.float32), **wide)
+    for settings in (wide, {}):
+        with pytest.raises(VerificationError, match="takes red for blue") as caught:
+            coloured.judge(
+                coloured.file, "swapped", (logits + noise).astype(np.float32), **settings
+            )
+        assert caught.value.remedy == (
+            "Leave the file out (`precisions` of its format). No setting lets onnx fp32 pass. "
+            "Everything measured is kept."
+        )
     coloured.judge(coloured.file, "noisy", (coloured.logits + noise).astype(np.float32), **wide)
+
+
+def test_tolerances_are_advised_for_the_files_that_they_help(coloured):
+    pixels = open_split(coloured.dataset, "test")[slice(0, N)]
+    swapped = onnx_runtime.open(coloured.file.path, 1).run(np.ascontiguousarray(pixels[..., ::-1]))
+    far = coloured.logits + np.random.default_rng(4).normal(0, 0.2, swapped.shape)
+    other = coloured.file.model_copy(update={"format": "ort"})
+    files = [
+        (coloured.file, coloured.found("swapped", swapped)),
+        (other, coloured.found("far", far.astype(np.float32))),
+    ]
+    export = Export.model_validate({"formats": ["onnx", "ort"], "ort": {"max_drop": 100.0}})
+    context = Context(store=Store(coloured.folder), seed=0, device="cpu", threads=1)
+    student = (coloured.checkpoint, coloured.student)
+    with pytest.raises(VerificationError) as caught:
+        verify(context, export, student, files, coloured.dataset)
+    assert caught.value.remedy == (
+        "Leave the file out (`precisions` of its format), or allow more with "
+        "export.ort.max_difference. No setting lets onnx fp32 pass. Everything measured is kept."
+    )
 
 
 def test_a_file_that_does_not_run_here_is_told_and_ends_nothing(scene, tmp_path):
@@ -204,5 +234,6 @@ def test_answers_that_are_no_numbers(scene, tmp_path):
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
     onnx.save(model, tmp_path / "nan.onnx")
     file = scene.file.model_copy(update={"folder": tmp_path, "file": "nan.onnx"})
-    with pytest.raises(VerificationError, match="not numbers"):
+    with pytest.raises(VerificationError, match="not numbers") as caught:
         scene.verify(file, "nan")
+    assert "max_" not in caught.value.remedy
