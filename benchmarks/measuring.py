@@ -1,17 +1,16 @@
-"""Latencies of several files: what `latency`, `compare`, `sustained` find, and how it is told."""
+"""Files measured in other ways than over minutes: what the commands find, and how it is told."""
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
-from rich import box
+from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
 from benchmarks import latency, layers, loadgen, operators, stats
-from benchmarks.graph_cost import GraphCost
+from benchmarks.printing import add, announce, table
 from benchmarks.profiles import Profile
 from benchmarks.steadiness import Conditions
 from benchmarks.targets import Found, Target
-from benchmarks.turns import Comparison, Curve, ranking
-from pipeline.progress import track
+from benchmarks.turns import Comparison
+from benchmarks.worker import IGNORED
 
 BAR = 30
 """Characters of a bar for all of the time."""
@@ -24,6 +23,8 @@ SPENT_FACTS = (
 )
 AGREE = 0.05
 """How far LoadGen's p90 may be from ours on a quiet host."""
+EMPTY = "onnx_runtime"
+"""The runtime that an empty file is timed in."""
 
 
 class Row(BaseModel):
@@ -45,6 +46,8 @@ class Row(BaseModel):
     conditions: Conditions
     in_force: dict[str, str]
     loadgen_p90_ms: float | None = None
+    samples_ns: list[int] = Field(default=[], exclude=True)
+    """All of them; too many for a text."""
 
 
 class Latencies(BaseModel):
@@ -54,10 +57,16 @@ class Latencies(BaseModel):
 
     profile_name: str
     profile: Profile
-    overhead_ms: float
+    overhead_ms: float | None
+    """None where an empty file tells nothing of these."""
     rows: tuple[Row, ...]
     skipped: tuple[str, ...]
     provenance: dict[str, str] = {}
+
+    @property
+    def samples_ns(self) -> dict[str, list[int]]:
+        """All samples by title."""
+        return {row.title: row.samples_ns for row in self.rows}
 
 
 class Pair(BaseModel):
@@ -68,28 +77,6 @@ class Pair(BaseModel):
     profile_name: str
     profile: Profile
     comparison: Comparison
-    provenance: dict[str, str] = {}
-
-
-class Costs(BaseModel):
-    """What `cost` found."""
-
-    model_config = ConfigDict(frozen=True)
-
-    costs: dict[str, GraphCost]
-    provenance: dict[str, str] = {}
-
-
-class Curves(BaseModel):
-    """What `sustained` found."""
-
-    model_config = ConfigDict(frozen=True)
-
-    profile_name: str
-    profile: Profile
-    minutes: float
-    curves: tuple[Curve, ...]
-    skipped: tuple[str, ...]
     provenance: dict[str, str] = {}
 
 
@@ -107,14 +94,16 @@ class Profiled(BaseModel):
 
 def measure(found: Found, name: str, profile: Profile, *, with_loadgen: bool) -> Latencies:
     """Time every target, one after the other, and with LoadGen after that if it is wanted."""
-    rows = [
-        _row(target, profile, with_loadgen=with_loadgen)
-        for target in track(found.targets, "latency", len(found.targets))
-    ]
+    rows = []
+    for number, target in enumerate(found.targets, 1):
+        announce(f"{target.title} ({number} of {len(found.targets)})")
+        rows.append(_row(target, profile, with_loadgen=with_loadgen))
+    # An empty file tells what an inference takes beside the work; not what a cold start does.
+    alike = profile.processes == 1 and any(each.runtime == EMPTY for each in found.targets)
     return Latencies(
         profile_name=name,
         profile=profile,
-        overhead_ms=latency.overhead_ms(profile),
+        overhead_ms=latency.overhead_ms(profile) if alike else None,
         rows=tuple(rows),
         skipped=found.skipped,
     )
@@ -138,32 +127,77 @@ def _row(target: Target, profile: Profile, *, with_loadgen: bool) -> Row:
         conditions=timing.conditions,
         in_force=timing.in_force,
         loadgen_p90_ms=loadgen.p90_ms(target, profile) if with_loadgen else None,
+        samples_ns=timing.samples_ns,
     )
 
 
 def latency_facts(found: Latencies) -> list[str]:
     """What has to be said beside the table."""
     asked = ", ".join(f"{key} {value}" for key, value in found.profile.model_dump().items())
-    facts = [
+    return [
         f"profile {found.profile_name}: {asked}",
-        "one fresh process a file; p50 with its 95 % interval by batch means; no sample left out",
-        f"an empty ONNX file takes {found.overhead_ms:.4f} ms: so much of each latency is the "
-        "measuring",
+        _what_p50_is(found.profile),
+        *_overhead(found),
         *(f"too noisy: {row.title}: {row.noisy}" for row in found.rows if row.noisy),
+        *_disturbed(found),
+        *_ignored(found),
         *(f"not timed: {reason}" for reason in found.skipped),
+        *_second_clock(found),
     ]
+
+
+def _what_p50_is(profile: Profile) -> str:
+    if profile.processes > 1:
+        return (
+            f"{profile.processes} fresh processes a file, each from the file to its first answer; "
+            "p50 with its 95 % interval over these processes by order statistics; none left out"
+        )
+    return (
+        "one fresh process a file; p50 with the 95 % interval of this process by batch means, and "
+        "the next may settle elsewhere (`compare` asks many); no sample left out"
+    )
+
+
+def _overhead(found: Latencies) -> list[str]:
+    if found.overhead_ms is None:
+        return []
+    return [
+        f"an empty ONNX file takes {found.overhead_ms:.4f} ms: so much of each latency in ONNX "
+        "Runtime is the measuring"
+    ]
+
+
+def _disturbed(found: Latencies) -> list[str]:
+    """What stood in the way though p50 is known well enough: it is in the tail, in p90 and p99."""
+    return [
+        f"disturbed: {row.title}: {'; '.join(row.conditions.doubts)}"
+        for row in found.rows
+        if row.conditions.doubts and not row.noisy
+    ]
+
+
+def _ignored(found: Latencies) -> list[str]:
+    """Keys of the profile that say nothing to a runtime."""
+    keys = {row.runtime: row.in_force.get(IGNORED) for row in found.rows}
+    return [
+        f"{name} has no {ignored}: the profile's do not count"
+        for name, ignored in keys.items()
+        if ignored
+    ]
+
+
+def _second_clock(found: Latencies) -> list[str]:
     apart = [
         f"{row.title} {row.loadgen_p90_ms / row.p90_ms - 1:+.1%}"
         for row in found.rows
         if row.loadgen_p90_ms and abs(row.loadgen_p90_ms / row.p90_ms - 1) > AGREE
     ]
-    if any(row.loadgen_p90_ms for row in found.rows):
-        facts.append(
-            "LoadGen (SingleStream) is another fresh process; its p90 is within "
-            f"{AGREE:.0%} of ours"
-            + (f", but for {', '.join(apart)}" if apart else " for all files")
-        )
-    return facts
+    if not any(row.loadgen_p90_ms for row in found.rows):
+        return []
+    return [
+        "LoadGen (SingleStream) is another fresh process; its p90 is within "
+        f"{AGREE:.0%} of ours" + (f", but for {', '.join(apart)}" if apart else " for all files")
+    ]
 
 
 def latency_tables(found: Latencies) -> list[Table]:
@@ -171,24 +205,24 @@ def latency_tables(found: Latencies) -> list[Table]:
     columns = ["file", "p50 ms", "±", "p90 ms", "p99 ms", "samples", "load ms", "first ms"]
     columns.append("peak MB")
     clocked = any(row.loadgen_p90_ms for row in found.rows)
-    table = _table("Latency", *columns, *(["LoadGen p90 ms"] if clocked else []))
+    told = table("Latency", *columns, *(["LoadGen p90 ms"] if clocked else []))
     for row in found.rows:
         cells = [f"{row.p50_ms:.4g}", f"{row.half_width:.1%}", f"{row.p90_ms:.4g}"]
         cells += [f"{row.p99_ms:.4g}", f"{row.n:,}", f"{row.load_ms:.3g}", f"{row.first_ms:.3g}"]
         cells.append(f"{row.peak_rss_bytes / 1e6:.0f}")
-        table.add_row(row.title, *cells, *([f"{row.loadgen_p90_ms:.4g}"] if clocked else []))
-    return [table]
+        add(told, row.title, *cells, *([f"{row.loadgen_p90_ms:.4g}"] if clocked else []))
+    return [told]
 
 
 def pair_tables(found: Pair) -> list[Table]:
     """The medians round by round, and the ratio."""
-    told = found.comparison
-    table = _table("In turn", "round", told.a, told.b, "ratio")
-    for number, (a, b) in enumerate(zip(told.a_ms, told.b_ms, strict=True), 1):
-        table.add_row(str(number), f"{a:.4g}", f"{b:.4g}", f"{b / a:.3f}")
-    low, high = told.ratio_ci95
-    table.add_row("95 % interval", "", "", f"{told.ratio:.3f} ({low:.3f} to {high:.3f})")
-    return [table]
+    pair = found.comparison
+    told = table("In turn", "round", pair.a, pair.b, "ratio")
+    for number, (a, b) in enumerate(zip(pair.a_ms, pair.b_ms, strict=True), 1):
+        add(told, str(number), f"{a:.4g}", f"{b:.4g}", f"{b / a:.3f}")
+    low, high = pair.ratio_ci95
+    add(told, "95 % interval", "", "", f"{pair.ratio:.3f} ({low:.3f} to {high:.3f})")
+    return [told]
 
 
 def pair_facts(found: Pair) -> list[str]:
@@ -206,21 +240,21 @@ def pair_facts(found: Pair) -> list[str]:
 def spent_tables(spent: operators.Spent, names: dict[str, str]) -> list[Table]:
     """Time by operator type with bars, and the ten slowest operators by layer."""
     whole = sum(spent.types.values())
-    types = _table("By operator type", "type", "ms", "share", "")
+    types = table("By operator type", "type", "ms", "share", "")
     types.columns[-1].justify = "left"
     for kind, ms in spent.types.items():
         bars = "█" * round(BAR * ms / whole)
-        types.add_row(kind, f"{ms:.3f}", f"{ms / whole:.1%}", bars)
-    slowest = _table("The ten slowest operators", "layer", "ms", "share", "type")
+        add(types, kind, f"{ms:.3f}", f"{ms / whole:.1%}", bars)
+    slowest = table("The ten slowest operators", "layer", "ms", "share", "type")
     for name, ms in list(spent.nodes.items())[:10]:
         kind, _, event = name.partition(" ")
-        slowest.add_row(layers.layer_of(event, names), f"{ms:.3f}", f"{ms / whole:.1%}", kind)
+        add(slowest, layers.layer_of(event, names), f"{ms:.3f}", f"{ms / whole:.1%}", kind)
     return [types, slowest, _by_layer(spent, names)]
 
 
 def _by_layer(spent: operators.Spent, names: dict[str, str]) -> Table:
     """Every layer of the student; operators that belong to none stand together."""
-    table = _table("By layer", "layer", "ms", "operators")
+    told = table("By layer", "layer", "ms", "operators")
     found: dict[str, list[float]] = {}
     known = set(names.values())
     for name, ms in spent.nodes.items():
@@ -228,56 +262,5 @@ def _by_layer(spent: operators.Spent, names: dict[str, str]) -> Table:
         found.setdefault(layer if layer in known else OTHER, []).append(ms)
     order = [*dict.fromkeys(names.values()), OTHER]
     for layer in (each for each in order if each in found):
-        table.add_row(layer, f"{sum(found[layer]):.3f}", str(len(found[layer])))
-    return table
-
-
-COST_FACTS = (
-    "counted in the file, for one image: equal from run to run and on every machine",
-    "activations: most memory at one time, in the order of the file, activation functions in place",
-)
-
-
-def cost_tables(costs: dict[str, GraphCost]) -> list[Table]:
-    """One line a file."""
-    table = _table(
-        "Cost",
-        *("file", "dense M MACs", "depthwise M MACs", "M parameters", "weights MB"),
-        *("activations MB", "operators"),
-    )
-    for title, cost in costs.items():
-        cells = [f"{cost.dense_macs / 1e6:.3f}", f"{cost.depthwise_macs / 1e6:.3f}"]
-        cells += [f"{cost.parameters / 1e6:.3f}", f"{cost.parameter_bytes / 1e6:.3f}"]
-        cells += [f"{cost.peak_activation_bytes / 1e6:.3f}", str(cost.nodes)]
-        table.add_row(title, *cells)
-    return [table]
-
-
-def curve_facts(found: Curves) -> list[str]:
-    """The ranking at the start and at the end."""
-    start, end = (ranking(found.curves, at) for at in (0, -1))
-    same = "the ranking stays" if start == end else f"at the end {', '.join(end)}"
-    return [
-        f"profile {found.profile_name}; each file {found.minutes:g} min without a pause, one after "
-        "the other",
-        f"at the start, fastest first: {', '.join(start)}; {same}",
-        *(f"not timed: {reason}" for reason in found.skipped),
-    ]
-
-
-def curve_tables(found: Curves) -> list[Table]:
-    """The first and the last window, and the extremes between."""
-    table = _table("Sustained", "file", "first ms", "last ms", "change", "least ms", "most ms")
-    for curve in found.curves:
-        first, last = curve.p50_ms[0], curve.p50_ms[-1]
-        cells = [f"{first:.4g}", f"{last:.4g}", f"{last / first - 1:+.1%}"]
-        table.add_row(curve.title, *cells, f"{min(curve.p50_ms):.4g}", f"{max(curve.p50_ms):.4g}")
-    return [table]
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    table.add_column(columns[0], overflow="fold")
-    for column in columns[1:]:
-        table.add_column(column, justify="right")
-    return table
+        add(told, layer, f"{sum(found[layer]):.3f}", str(len(found[layer])))
+    return told
