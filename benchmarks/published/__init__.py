@@ -1,0 +1,1 @@
+"""Latencies that others published of phones, the networks behind them, and a fit to them."""
