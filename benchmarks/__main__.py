@@ -1,23 +1,26 @@
-"""The command line of the experiments: latencies, training, distillation, quantization.
+"""The command line of what is measured: latencies and costs here, on phones, and predicted.
 
 Each prints its tables and writes them, with what is needed to repeat them, as a Markdown page; the
-raw numbers lie beside it as JSON. Torch is loaded inside the commands only.
+raw numbers lie beside it. The project's own experiments are commands, too: `experiments.commands`.
 """
 
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from benchmarks import profiles
+from benchmarks.experiments import commands as experiments
 from benchmarks.profiles import Profile
 from benchmarks.publishing import RESULTS, check_place, provenance, publish
 from pipeline.__main__ import EXIT_BAD_INPUT, EXIT_INTERRUPTED, tell
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import CannotRunHereError, ConfigError, PipelineError, VerificationError
 from pipeline.progress import console
-from pipeline.settings import read_table
+
+if TYPE_CHECKING:
+    from benchmarks.targets import Target
 
 
 class _Commands(TyperGroup):
@@ -34,116 +37,15 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Experiments: how fast files and trainings are, what distillation gains and int8 loses.",
+    help="How fast files are, here and on phones; and the project's own experiments.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Out = Annotated[Path, typer.Option(help="The Markdown page; raw numbers lie beside it as .json.")]
+Out = Annotated[Path, typer.Option(help="The Markdown page; raw numbers lie beside it.")]
 
 
-@app.command()
-def training(
-    source: Annotated[
-        str, typer.Option(help="A public image set of the pipeline, or folder.")
-    ] = "cifar10",
-    folder: Annotated[
-        Path | None, typer.Option(help="Where your images are: <class>/* in train/ and test/.")
-    ] = None,
-    synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="Random images of CIFAR-10's shape: no download.")
-    ] = False,
-    images: Annotated[int, typer.Option(help="Images an epoch; 0: 5,120, on a GPU 46,080.")] = 0,
-    epochs: Annotated[int, typer.Option(help="Timed epochs a process, after an untimed one.")] = 2,
-    repeats: Annotated[int, typer.Option(help="Fresh processes for each loop, in turn.")] = 2,
-    batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    teacher: Annotated[str, typer.Option(help="Architecture.")] = "resnet20_cifar",
-    teacher_width: Annotated[float, typer.Option(help="Width multiplier.")] = 4.0,
-    student: Annotated[str, typer.Option(help="Architecture.")] = "mobilenet_v2",
-    student_width: Annotated[float, typer.Option(help="Width multiplier.")] = 0.5,
-    stem_stride: Annotated[int, typer.Option(help="Stride of its first convolution.")] = 1,
-    views: Annotated[int, typer.Option(help="Views that the teacher's answers are kept of.")] = 2,
-    threads: Annotated[int, typer.Option(help="CPU threads of both loops; 0: all cores.")] = 0,
-    workers: Annotated[
-        int, typer.Option(help="Loading processes of the usual loop; -1: the fastest in a trial.")
-    ] = -1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    out: Out = RESULTS / "training.md",
-) -> None:
-    """Time the usual PyTorch training loop against this one, in one run on one machine."""
-    wanted = {key: value for key, value in locals().items() if key != "out"}
-    from benchmarks.experiments import pages
-    from benchmarks.experiments import training as bench
-
-    options = read_table(wanted, bench.Options, ())
-    check_place(out)
-    origin = provenance()
-    found = bench.run(options)
-    facts, tables = pages.speed_facts(found), pages.speed_tables(found)
-    publish("Speed of training", origin, facts, tables, found, out)
-
-
-@app.command()
-def distillation(
-    tournament: Annotated[Path, typer.Argument(help="Who takes part, as TOML.")] = Path(
-        "benchmarks/experiments/tournament.toml"
-    ),
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key for all entrants."),
-    ] = None,
-    store: Annotated[
-        Path, typer.Option(help="Where trained networks are kept; the pipeline's own.")
-    ] = Path("runs/.store"),
-    out: Out = RESULTS / "distillation.md",
-) -> None:
-    """Train the student by each method and alone, under one budget; what is there is not redone."""
-    from benchmarks.experiments import distillation as bench
-    from benchmarks.experiments import pages
-    from pipeline.store import Store
-
-    entries = bench.read(tournament, set_ or [])
-    check_place(out)
-    origin = provenance()
-    found = bench.run(entries, Store(store))
-    facts, tables = pages.gain_facts(found), pages.gain_tables(found)
-    publish("Distillation methods", origin, facts, tables, found, out)
-
-
-@app.command()
-def quantization(
-    plan: Annotated[Path, typer.Argument(help="Students and image sets, as TOML.")] = Path(
-        "benchmarks/experiments/quantization.toml"
-    ),
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key for all students."),
-    ] = None,
-    folder: Annotated[
-        list[str] | None,
-        typer.Option(metavar="IMAGES=FOLDER", help="Where the images of that name lie, if here."),
-    ] = None,
-    store: Annotated[
-        Path, typer.Option(help="Where trained networks are kept; the pipeline's own.")
-    ] = Path("runs/.store"),
-    out: Out = RESULTS / "quantization.md",
-) -> None:
-    """Quantize students here and by ONNX Runtime's own quantizer; what is there is not redone."""
-    from benchmarks.experiments import pages
-    from benchmarks.experiments import quantization as bench
-    from pipeline.store import Store
-
-    pairs = [each.partition("=") for each in folder or []]
-    if wrong := [name for name, equals, _ in pairs if not equals]:
-        raise ConfigError(f"--folder {wrong[0]}: not of the form IMAGES=FOLDER")
-    entries = bench.read(plan, set_ or [], {name: Path(place) for name, _, place in pairs})
-    check_place(out)
-    origin = provenance()
-    found = bench.run(entries, Store(store))
-    facts, tables = pages.int8_facts(found), pages.int8_tables(found)
-    publish("int8 against float and stock quantization", origin, facts, tables, found, out)
-
-
+app.add_typer(experiments.app)
 Targets = Annotated[
     list[str], typer.Argument(help="Runs by name or folder, or files (.onnx, .ort, .tflite, .pte).")
 ]
@@ -173,7 +75,7 @@ def latency(
     origin = provenance()
     timed = measuring.measure(found, profile, options, with_loadgen=with_loadgen)
     facts, tables = measuring.latency_facts(timed), measuring.latency_tables(timed)
-    publish("Latency", origin, facts, tables, timed, out)
+    publish("Latency", origin, facts, tables, timed, out, timed.samples_ns)
 
 
 @app.command()
@@ -189,7 +91,7 @@ def compare(
     from benchmarks import targets as files
 
     options = _profile(profile)
-    first, second = (files.find([word], Path()).targets[0] for word in (a, b))
+    first, second = files.named_files((a, b))
     check_place(out)
     origin = provenance()
     found = measuring.Pair(
@@ -198,7 +100,7 @@ def compare(
         comparison=turns.compare(first, second, options, rounds),
     )
     facts, tables = measuring.pair_facts(found), measuring.pair_tables(found)
-    publish("Two files in turn", origin, facts, tables, found, out)
+    publish("Two files in turn", origin, facts, tables, found, out, found.comparison.samples_ns)
 
 
 @app.command()
@@ -210,25 +112,22 @@ def sustained(
     out: Out = RESULTS / "sustained.md",
 ) -> None:
     """Run files for minutes without a pause, and say which is fastest then."""
-    from benchmarks import measuring, turns
+    from benchmarks import curves, turns
     from benchmarks import targets as files
 
     options = _profile(profile)
     found = files.find(targets, runs)
     check_place(out)
     origin = provenance()
-    curves = [turns.sustain(each, options, minutes) for each in found.targets]
-    told = measuring.Curves(
+    told = curves.Curves(
         profile_name=profile,
         profile=options,
         minutes=minutes,
-        curves=tuple(curves),
+        curves=tuple(turns.sustain(each, options, minutes) for each in found.targets),
         skipped=found.skipped,
     )
-    publish(
-        "Latency over minutes",
-        *(origin, measuring.curve_facts(told), measuring.curve_tables(told), told, out),
-    )
+    facts, tables = curves.curve_facts(told), curves.curve_tables(told)
+    publish("Latency over minutes", origin, facts, tables, told, out, told.samples_ns)
 
 
 @app.command("operators")
@@ -242,7 +141,7 @@ def operators_(
     from benchmarks import targets as files
 
     options = _profile(profile)
-    (target,) = files.find([file], Path()).targets
+    (target,) = files.named_files([file])
     if target.path.suffix != ".onnx":
         raise ConfigError(f"{file} is no .onnx file: only ONNX Runtime tells where time goes")
     check_place(out)
@@ -257,21 +156,134 @@ def operators_(
 @app.command()
 def cost(
     targets: Targets,
+    instructions: Annotated[
+        bool, typer.Option("--instructions", help="Count instructions, too, under valgrind.")
+    ] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="Fail where a cost rose since this .json was written.")
+    ] = None,
     runs: RunsFolder = Path("runs"),
     out: Out = RESULTS / "cost.md",
 ) -> None:
     """Count what ONNX files cost wherever they run: multiply-adds, parameters, memory."""
-    from benchmarks import graph_cost, measuring
-    from benchmarks import targets as files
+    from benchmarks import costs
 
-    found = [each for each in files.find(targets, runs).targets if each.path.suffix == ".onnx"]
-    if not found:
-        raise ConfigError("there is no .onnx file among these, and nothing else can be counted")
+    found = _graphs(targets, runs)
+    before = costs.read(against) if against else None
     check_place(out)
     origin = provenance()
-    told = measuring.Costs(costs={each.title: graph_cost.cost(each.path) for each in found})
-    tables = measuring.cost_tables(told.costs)
-    publish("Cost of graphs", origin, measuring.COST_FACTS, tables, told, out)
+    told = costs.count({each.title: each.path for each in found}, retired=instructions)
+    publish("Cost of graphs", origin, costs.facts(told), costs.tables(told), told, out)
+    if before and (rose := costs.risen(told, before)):
+        raise VerificationError(f"more than in {against}: " + "; ".join(rose))
+
+
+@app.command()
+def phone(
+    run: Annotated[str, typer.Argument(help="A run by name or folder.")],
+    phones: Annotated[int, typer.Option(min=1, max=8, help="Phones to wait for.")] = 1,
+    seconds: Annotated[
+        float, typer.Option(min=0.2, max=60, help="For the latency of a file, each way.")
+    ] = 5.0,
+    sustain: Annotated[
+        float, typer.Option(min=0, max=1800, help="Seconds that the curve of a file covers.")
+    ] = 10.0,
+    wait: Annotated[float, typer.Option(min=0.01, help="Minutes until a phone must come.")] = 15.0,
+    host: Annotated[
+        str | None, typer.Option(help="This machine's address that the phone can reach.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
+    store: Annotated[Path, typer.Option(help="The pipeline's store, for test images.")] = Path(
+        "runs/.store"
+    ),
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Let a phone measure a run's ONNX files in its browser; its figures go into the report."""
+    from benchmarks import targets
+    from benchmarks.phone import command
+
+    folder = targets.run_folder(run, runs)
+    kept = command.in_browser(
+        folder,
+        store=store,
+        host=host,
+        port=port,
+        count=phones,
+        seconds=seconds,
+        sustain=sustain,
+        wait_minutes=wait,
+    )
+    if not kept:
+        raise CannotRunHereError(
+            "no phone measured anything", "Run it again, and open its address on the phone."
+        )
+    typer.echo(f"Figures of {kept} phone{'s' * (kept > 1)}: {folder / 'report.html'}")
+
+
+@app.command()
+def adb(
+    run: Annotated[str, typer.Argument(help="A run by name or folder.")],
+    binary: Annotated[
+        Path,
+        typer.Option(help="For the phone: onnxruntime_perf_test, or LiteRT's benchmark_model."),
+    ],
+    serial: Annotated[
+        str | None, typer.Option(help="Of the phone, where there are several.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Inferences of each file.")] = 200,
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Measure a run's files on an Android phone at a cable; its figures go into the report."""
+    from benchmarks import targets
+    from benchmarks.phone import command
+
+    folder = targets.run_folder(run, runs)
+    found = targets.find([run], runs)
+    told = command.on_cable(folder, found, binary, serial=serial, threads=threads, runs=repeats)
+    typer.echo(f"Figures of {told.device}: {folder / 'report.html'}")
+
+
+@app.command()
+def predict(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Runs by name or folder, or .onnx files.")
+    ] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Say how far such predictions are off.")
+    ] = False,
+    runs: RunsFolder = Path("runs"),
+    out: Out = RESULTS / "predict.md",
+) -> None:
+    """Estimate the latency of ONNX files on named phones, from the graph alone."""
+    from benchmarks import estimates
+    from benchmarks import predict as fitted
+
+    if evaluate == bool(targets):
+        raise ConfigError("name files or runs to predict, or --evaluate, one of the two")
+    if evaluate:
+        check_place(out)
+        origin = provenance()
+        scores = estimates.Evaluated(evaluation=fitted.evaluate())
+        facts, tables = estimates.evaluation_facts(scores), estimates.evaluation_tables(scores)
+        publish("How far predictions are off", origin, facts, tables, scores, out)
+        return
+    found = _graphs(targets or [], runs)
+    check_place(out)
+    origin = provenance()
+    told = estimates.estimate([(each.title, each.path) for each in found])
+    facts, tables = estimates.facts(told), estimates.tables(told)
+    publish("Predicted for phones", origin, facts, tables, told, out)
+
+
+def _graphs(words: list[str], runs: Path) -> "list[Target]":
+    """The .onnx files among what `words` name, as `targets.find` does."""
+    from benchmarks.targets import find
+
+    found = [each for each in find(words, runs).targets if each.path.suffix == ".onnx"]
+    if not found:
+        raise ConfigError("there is no .onnx file among these, and nothing else can be counted")
+    return found
 
 
 def _profile(name: str) -> Profile:

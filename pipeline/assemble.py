@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import predict
 from benchmarks.stats import PairedDifference, paired_difference
-from pipeline.errors import StoreError
+from pipeline.errors import ExportError, StoreError
 from pipeline.quantized import Quantized
 from pipeline.records import Artifact, Checkpoint, Dataset, Measurement
 from pipeline.store import file_sha256
@@ -175,8 +176,20 @@ def _artifact_row(
         operators_ms=found.operators_ms,
         cpus=found.cpus,
         parity=found.parity and ParityRow(**found.parity.model_dump()),
+        **_predicted(artifact),
         **_outcome(artifact.title, found, test),
     )
+
+
+def _predicted(artifact: Artifact) -> dict[str, Any]:
+    """Estimates for phones, from the graph of a plain ONNX file."""
+    plain = artifact.format == "onnx" and artifact.variant is None and artifact.file is not None
+    if not plain or artifact.precision not in ("fp32", "int8"):
+        return {}
+    try:
+        return {"predicted": predict.of_file(artifact.path, artifact.precision)}
+    except ExportError as error:
+        return {"unpredicted": error.message.replace(str(artifact.path), artifact.title)}
 
 
 def _quantization_row(quantized: Quantized) -> QuantizationRow:

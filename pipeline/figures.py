@@ -16,6 +16,8 @@ PRECISION = {"fp32": BLUE, "fp16": GREEN, "int8": ORANGE}
 ROLE = {"teacher": (GREY, "dot"), "baseline": (ORANGE, "dash"), "student": (BLUE, "solid")}
 ROLE_SYMBOL = {"teacher": "diamond-open", "baseline": "square-open", "student": "circle-open"}
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "star", "triangle-down", "cross")
+MOST_KINDS = 10
+"""Operator types that are drawn."""
 GLYPHS = dict(zip((*SYMBOLS, *ROLE_SYMBOL.values()), "●■▲◆★▼✚◇□○", strict=True))
 """Plotly's symbols as text, for a legend that wraps on a phone."""
 
@@ -33,15 +35,19 @@ def scatter(report: Report) -> go.Figure | None:
         figure.add_scatter(x=x, y=y, mode="lines", name="Pareto front", line=line, hoverinfo="skip")
     for row in rows:
         figure.add_trace(_point(row, *_mark(report, row)))
-    _style(figure, "latency, p50 ms", "top-1, %", 400)
+    style(figure, "latency, p50 ms", "top-1, %", 400)
     figure.update_layout(showlegend=False)  # the page has its own, see `key`
     times = [_p50(row) for row in rows]
     if max(times) > 6 * min(times):
-        ticks = [digit * 10.0**power for power in range(-3, 5) for digit in (1, 2, 5)]
-        labels = [f"{tick:g}" for tick in ticks]
-        title = "latency, p50 ms (log scale)"
-        figure.update_xaxes(type="log", tickvals=ticks, ticktext=labels, title_text=title)
+        decades(figure)
+        figure.update_xaxes(title_text="latency, p50 ms (log scale)")
     return figure
+
+
+def decades(figure: go.Figure, digits: Sequence[int] = (1, 2, 5)) -> None:
+    """A logarithmic axis with numbers that people count in."""
+    ticks = [digit * 10.0**power for power in range(-3, 5) for digit in digits]
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
 
 
 def comparable(report: Report) -> list[AnyRow]:
@@ -108,6 +114,37 @@ def _point(row: AnyRow, color: str, symbol: str) -> go.Scatter:
     )
 
 
+def operators(report: Report) -> go.Figure | None:
+    """Time by operator type, of the plain ONNX files; the types that take most."""
+    rows = [
+        row
+        for row in report.artifacts
+        if row.operators_ms and row.format == "onnx" and row.variant is None
+    ]
+    spent: dict[str, float] = {}
+    for row in rows:
+        for kind, ms in (row.operators_ms or {}).items():
+            spent[kind] = max(ms, spent.get(kind, 0))
+    kinds = sorted(spent, key=lambda kind: -spent[kind])[:MOST_KINDS]
+    if not kinds:
+        return None
+    figure = go.Figure()
+    for row in rows:
+        times = [(row.operators_ms or {}).get(kind, 0) for kind in kinds]
+        figure.add_bar(
+            **{"x": times, "y": list(range(len(kinds))), "orientation": "h"},
+            name=html.escape(row.title),
+            marker_color=PRECISION.get(row.precision, GREEN),
+            customdata=kinds,
+            hovertemplate=f"{html.escape(row.title)} %{{customdata}} %{{x:.3g}} ms<extra></extra>",
+        )
+    style(figure, "ms an inference", "", 130 + 15 * len(kinds) * len(rows))
+    figure.update_layout(barmode="group")
+    figure.update_xaxes(showgrid=True, showline=False)
+    name_rows(figure, kinds)
+    return figure
+
+
 def curves(report: Report) -> go.Figure | None:
     """Top-1 on the validation split by epoch."""
 
@@ -139,7 +176,7 @@ def _by_epoch(
             )
     if not figure.data:
         return None
-    _style(figure, "epoch", title, height)
+    style(figure, "epoch", title, height)
     return figure
 
 
@@ -165,19 +202,23 @@ def layers(report: Report) -> go.Figure | None:
         hovertext=hovers,
         hovertemplate="%{hovertext}<extra></extra>",
     )
-    _style(figure, "gain when alone in float, dB", "", 90 + 23 * len(rows))
+    style(figure, "gain when alone in float, dB", "", 90 + 23 * len(rows))
     figure.update_xaxes(showgrid=True, zeroline=True, zerolinecolor=GREY, showline=False)
-    ticks = [html.escape(_short(row.name)) for row in rows]
+    name_rows(figure, [_short(row.name) for row in rows])
+    return figure
+
+
+def name_rows(figure: go.Figure, names: Sequence[str]) -> None:
+    """Names instead of numbers, the first at the top."""
     figure.update_yaxes(
         autorange="reversed",
         showgrid=False,
         title_text=None,
         ticks="outside",
         tickcolor="rgba(0,0,0,0)",  # a gap between names and bars
-        tickvals=list(range(len(rows))),
-        ticktext=ticks,
+        tickvals=list(range(len(names))),
+        ticktext=[html.escape(name) for name in names],
     )
-    return figure
 
 
 def _short(name: str) -> str:
@@ -185,7 +226,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 22 else f"{name[:8]}…{name[-13:]}"
 
 
-def _style(figure: go.Figure, x: str, y: str, height: int) -> None:
+def style(figure: go.Figure, x: str, y: str, height: int) -> None:
     """Transparent and unhurried; the page's CSS gives text and grid their colours."""
     axis = {"fixedrange": True, "zeroline": False, "automargin": True, "title_standoff": 12}
     figure.update_layout(

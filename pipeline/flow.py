@@ -141,6 +141,7 @@ def _publish(
                 console.print("Nothing to do: every result was there already.")
                 return folder
             found = _summary(config, dataset, quantized, measured, command)
+            found = found.with_phones(folder)
             bundle.write(found, dataset, measured.artifacts, folder)
             _show_curves(measured, config, Logs(folder, config.tensorboard))
             report.write(found, folder)

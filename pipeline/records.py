@@ -279,7 +279,8 @@ class Latency(Record):
     raw: str
     """.npy file of int64 nanoseconds [n]."""
     p50_ci95: tuple[float, float] | None = None
-    """95 % interval of `p50_ms` by batch means (`benchmarks.steadiness`)."""
+    """95 % interval of `p50_ms` within this process, by batch means; of several processes by order
+    statistics (`benchmarks.steadiness`)."""
     noisy: str | None = None
     """Why p50 is not known as well as the profile asks for; None where it is."""
     overhead_ms: float | None = None

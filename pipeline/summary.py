@@ -23,8 +23,11 @@ from pydantic import (
     computed_field,
 )
 
+from benchmarks.predict import Prediction
 from benchmarks.stats import PairedDifference, mean_interval
+from pipeline import phones
 from pipeline.errors import StoreError
+from pipeline.phones import Phone
 from pipeline.quantized import Fused, Rescue, Sensitivity, Trial
 from pipeline.records import (
     SCHEMA,
@@ -182,6 +185,10 @@ class ArtifactRow(Row):
     parity: ParityRow | None = None
     notes: tuple[str, ...] = ()
     """What somebody who ships it should know."""
+    predicted: tuple[Prediction, ...] = ()
+    """Estimates of its graph's latency on named phones; of the plain ONNX files only."""
+    unpredicted: str | None = None
+    """Why there are none, where there should be."""
 
     @property
     def title(self) -> str:
@@ -288,6 +295,8 @@ class Report(Part):
     seeds: tuple[SeedRow, ...] = ()
     """One a seed, where there are several; the first one's student is shipped."""
     quantization: QuantizationRow | None = None
+    phones: tuple[Phone, ...] = ()
+    """What phones measured of these files."""
 
     @computed_field
     @property
@@ -315,6 +324,11 @@ class Report(Part):
     def model(self, role: Role) -> ModelRow | None:
         """The model of that role."""
         return next((row for row in self.models if row.role == role), None)
+
+    def with_phones(self, folder: Path) -> "Report":
+        """With what phones measured of its files, as that lies in the run's folder."""
+        found = phones.read(folder, [row.sha256 for row in self.artifacts])
+        return self.model_copy(update={"phones": found})
 
     def int8_pairs(self) -> list[tuple[ArtifactRow, ArtifactRow]]:
         """Every int8 file beside the float file of its format (fp32 before fp16)."""

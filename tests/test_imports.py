@@ -13,7 +13,7 @@ ROOMS = ("pipeline", "exporters", "runtime", "models", "benchmarks")
 LEVELS = (
     "pipeline.errors pipeline.records pipeline.machine pipeline.progress pipeline.emulated",
     "pipeline.settings pipeline.team pipeline.quantized pipeline.emulators pipeline.contract "
-    "pipeline.mobile",
+    "pipeline.mobile pipeline.phones",
     "pipeline.store pipeline.images pipeline.fetching",
     "models",
     "runtime",
@@ -33,14 +33,17 @@ LEVELS = (
     "pipeline.config pipeline.verification",
     "pipeline.summary",
     "pipeline.assemble pipeline.wording pipeline.imported pipeline.supplied",
-    "pipeline.comparing pipeline.precision pipeline.elsewhere pipeline.timings",
+    "pipeline.comparing pipeline.precision pipeline.elsewhere pipeline.timings pipeline.on_device",
     "pipeline.verdict pipeline.figures",
+    "pipeline.device_figures",
     "pipeline.tables pipeline.stages.report",
     "pipeline.bundle",
     "pipeline.flow pipeline.exporting pipeline.doctor benchmarks.targets "
     "benchmarks.published.networks",
-    "pipeline.__main__ benchmarks.experiments benchmarks.loadgen benchmarks.turns",
-    "benchmarks.measuring benchmarks.publishing",
+    "pipeline.__main__ benchmarks.loadgen benchmarks.turns",
+    "benchmarks.measuring benchmarks.curves benchmarks.estimates benchmarks.costs "
+    "benchmarks.publishing",
+    "benchmarks.phone benchmarks.experiments",
     "benchmarks.__main__",
 )
 """From the ground up: a module may import those of lower levels only. What is named here stands
@@ -48,15 +51,15 @@ for all modules below it that are not named themselves."""
 FAMILIES = (
     *("models", "runtime", "exporters", "benchmarks"),
     *("pipeline.sources", "pipeline.losses", "pipeline.quantization", "pipeline.bundle"),
-    "benchmarks.experiments",
+    *("benchmarks.experiments", "benchmarks.phone"),
 )
 """Within one of these, modules may import one another; stages, for one, may not."""
 PACKAGES = {"pipeline", "pipeline.stages"}
 """Nothing but a docstring."""
 TELLING = (
     *("pipeline.summary", "pipeline.assemble", "pipeline.wording", "pipeline.comparing"),
-    *("pipeline.precision", "pipeline.elsewhere", "pipeline.timings"),
-    *("pipeline.verdict", "pipeline.figures"),
+    *("pipeline.precision", "pipeline.elsewhere", "pipeline.timings", "pipeline.on_device"),
+    *("pipeline.verdict", "pipeline.figures", "pipeline.device_figures"),
     *("pipeline.tables", "pipeline.stages.report", "pipeline.bundle"),
 )
 """What tells of results knows nothing of how they are made: beyond one another these import

@@ -13,7 +13,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from plotly.offline import get_plotlyjs
 
-from pipeline import elsewhere, figures, precision, timings, verdict, wording
+from pipeline import (
+    device_figures,
+    elsewhere,
+    figures,
+    on_device,
+    precision,
+    timings,
+    verdict,
+    wording,
+)
 from pipeline.errors import StoreError
 from pipeline.store import writing
 from pipeline.summary import FILE, EpochRow, Report
@@ -23,8 +32,16 @@ PAGES = ("report.html", "report.md", FILE)
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 NUMBERS = ("number", "percent", "interval", "apart", "megabytes", "points", "network", "effort")
 """What templates may say of numbers, from `wording`."""
-FIGURES = ("scatter", "curves", "losses", "layers")
-"""From `figures`, by the ids of their places on the page."""
+FIGURES = {
+    "scatter": figures.scatter,
+    "operators": figures.operators,
+    "phones": device_figures.phones,
+    "sustained": device_figures.sustained,
+    "curves": figures.curves,
+    "losses": figures.losses,
+    "layers": figures.layers,
+}
+"""By the ids of their places on the page."""
 
 
 def write(report: Report, folder: Path) -> None:
@@ -65,7 +82,7 @@ def to_markdown(report: Report) -> str:
 
 def to_html(report: Report) -> str:
     """The page: one file, no network."""
-    made = {name: getattr(figures, name)(report) for name in FIGURES}
+    made = {name: draw(report) for name, draw in FIGURES.items()}
     # "<" inside a script could end it; in JSON it may be written as an escape
     drawn = {
         name: str(figure.to_json()).replace("<", "\\u003c")
@@ -102,6 +119,9 @@ def _render(template: str, report: Report, **more: Any) -> str:
         classes=class_rows(report),
         class_noise=class_noise(report),
         int8=_int8(report),
+        phones=on_device.phone_groups(report),
+        predicted=on_device.predicted_rows(report),
+        predicted_note=on_device.predicted_note(report),
         file_notes=precision.file_notes(report),
         key=figures.key(report),
         curve_table=curve_rows(report),
