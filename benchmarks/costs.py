@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
 from benchmarks import graph_cost, instructions
@@ -79,7 +79,7 @@ def read(path: Path) -> Costs:
     """What an earlier `cost` wrote. Raises `ConfigError` for no such file."""
     try:
         return Costs.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"--against {path}: no result of `cost`: {error}",
             "Name the .json file beside a page that `python -m benchmarks cost` wrote.",
