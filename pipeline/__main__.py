@@ -15,6 +15,8 @@ from pipeline.errors import CannotRunHereError, PipelineError, StoreError
 from pipeline.progress import console, make_console, silence
 
 RUNS = Path("runs")
+EXIT_REFUSED = 1
+"""Of `gate`, where a rule does not pass."""
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -185,6 +187,31 @@ def compare(
         raise StoreError("compare needs two runs at least", "Name the runs to compare.")
     reports = [summary.read(_folder(name, runs)) for name in run]
     _print(tables.compare(reports, across_hosts=across_hosts))
+
+
+@app.command()
+def gate(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    against: Annotated[str, typer.Option(help="The run it is to replace.")],
+    rules: Annotated[Path, typer.Option(help="TOML file of rules.")],
+    junit: Annotated[Path | None, typer.Option(help="JUnit XML to write.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Say whether a run may replace another by your rules: exit code 0, or 1."""
+    from pipeline import gate as gates
+    from pipeline import summary
+
+    asked = gates.read(rules)
+    folder, before_folder = _folder(run, runs), _folder(against, runs)
+    report, before = summary.read(folder), summary.read(before_folder)
+    found = gates.judge(report, folder, before, before_folder, asked)
+    for each in found:
+        typer.echo(each.line)
+    if junit is not None:
+        junit.write_bytes(gates.junit(found, report.run))
+    gates.summarize(gates.markdown(found, report.run, before.run))
+    if not all(each.passes for each in found):
+        raise typer.Exit(EXIT_REFUSED)
 
 
 @app.command()

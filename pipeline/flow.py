@@ -133,7 +133,7 @@ def _publish(
 ) -> Path:
     """Fill runs/<name>: the shipped files and the three pages. Nothing where both are current."""
     folder = runs / config.name
-    state = digest([config, dataset, quantized, bundle.VERSION, *measured])
+    state = digest([config, dataset, quantized, bundle.VERSION, report.VERSION, *measured])
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from pipeline.records import Record
 
@@ -20,6 +20,8 @@ EDGE = 3
 
 class PhoneFile(Record):
     """One file, run in one way. What was not measured is None."""
+
+    model_config = ConfigDict(extra="ignore")  # as in all of report.json: fields may be added
 
     title: str
     """As the report names the file."""
@@ -81,6 +83,8 @@ class PhoneFile(Record):
 
 class Phone(Record):
     """One device and what it measured."""
+
+    model_config = ConfigDict(extra="ignore")
 
     id: str
     device: str

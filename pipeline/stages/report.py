@@ -28,6 +28,8 @@ from pipeline.store import writing
 from pipeline.summary import FILE, EpochRow, Report
 from pipeline.wording import LONG
 
+VERSION = 2
+"""Raised when the pages tell more of the same results: those of finished runs are made anew."""
 PAGES = ("report.html", "report.md", FILE)
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 NUMBERS = ("number", "percent", "interval", "apart", "megabytes", "points", "network", "effort")

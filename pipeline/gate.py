@@ -1,0 +1,257 @@
+"""Whether a run may replace another: rules with a statistical reading, for people and for CI.
+
+A rule fails where a file is worse by more than it allows *with 95 % confidence*: what may be chance
+passes. What cannot be judged (no latency, a noisy host, no valgrind) is said to be so, and fails or
+passes as the rule says.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+from pydantic import Field
+
+from benchmarks import instructions
+from benchmarks.stats import unpaired_interval
+from pipeline import comparing
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.settings import Settings, read_table
+from pipeline.summary import ArtifactRow, Report
+from pipeline.wording import number, points, points_interval
+
+SUMMARY = "GITHUB_STEP_SUMMARY"
+"""Environment variable: the Markdown file that GitHub shows beside a job."""
+State = Literal["passed", "failed", "not judged"]
+
+
+class Rule(Settings):
+    """What is allowed to every file."""
+
+    most: float = Field(ge=0)
+    """Points that may be lost (accuracy, parity), or times as much as before (the others)."""
+    unjudged: Literal["fail", "pass"] = "fail"
+    """What it means that the rule cannot be judged."""
+
+
+class Rules(Settings):
+    """A rules file; a rule that is left out is not asked."""
+
+    files: tuple[str, ...] = ()
+    """Titles, such as "onnx int8"; none: every file of the baseline."""
+    accuracy: Rule | None = None
+    """Points of top-1 over the same test images."""
+    parity: Rule | None = None
+    """Points of agreement with the run's own student."""
+    size: Rule | None = None
+    """Bytes, as a multiple."""
+    latency: Rule | None = None
+    """p50 of the same host and profile, as a multiple."""
+    instructions: Rule | None = None
+    """Instructions of an inference of the ONNX files, under valgrind here, as a multiple."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One rule on one file."""
+
+    rule: str
+    file: str
+    state: State
+    told: str
+    unjudged: Literal["fail", "pass"] = "fail"
+
+    @property
+    def passes(self) -> bool:
+        """Whether CI may go on, as far as this goes."""
+        return self.state == "passed" or (self.state == "not judged" and self.unjudged == "pass")
+
+    @property
+    def line(self) -> str:
+        """In one line."""
+        state = self.state
+        if state == "not judged":
+            state += ", and passes" if self.passes else ", and fails"
+        return f"{self.file}, {self.rule}: {state}: {self.told}"
+
+
+def read(path: Path) -> Rules:
+    """The rules in the TOML file at `path`. Raises `ConfigError` naming what is wrong."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}", "Name a TOML file of rules."
+        ) from error
+    rules = read_table(table, Rules, ())
+    if not _asked(rules):
+        names = ", ".join(name for name in Rules.model_fields if name != "files")
+        raise ConfigError(f"{path} has no rule", f"Rules: {names}, each a table with `most`.")
+    return rules
+
+
+def _asked(rules: Rules) -> dict[str, Rule]:
+    found = {name: getattr(rules, name) for name in Rules.model_fields if name != "files"}
+    return {name: rule for name, rule in found.items() if rule is not None}
+
+
+def judge(
+    report: Report, folder: Path, before: Report, before_folder: Path, rules: Rules
+) -> list[Judgement]:
+    """Every rule on every file that it can be asked of, `report` against `before`.
+
+    Raises `ConfigError` for a title in `rules.files` that the baseline has not.
+    """
+    known = {row.title: row for row in before.artifacts if row.path}
+    titles = rules.files or tuple(known)
+    if missing := [title for title in titles if title not in known]:
+        raise ConfigError(
+            f"the baseline '{before.run}' has no file {missing[0]}", f"It has: {', '.join(known)}."
+        )
+    now = {row.title: row for row in report.artifacts if row.path}
+    same = report.dataset.test_digest == before.dataset.test_digest
+    found = []
+    for title in titles:
+        if title not in now:
+            found.append(Judgement("file", title, "failed", f"run '{report.run}' has none"))
+            continue
+        pair = _Pair(before_folder, known[title], folder, now[title], same)
+        for name, rule in _asked(rules).items():
+            if name == "instructions" and now[title].format != "onnx":
+                continue
+            state, told = _JUDGES[name](pair, rule.most)
+            found.append(Judgement(name, title, state, told, rule.unjudged))
+    return found
+
+
+@dataclass(frozen=True)
+class _Pair:
+    old_folder: Path
+    old: ArtifactRow
+    new_folder: Path
+    new: ArtifactRow
+    same_images: bool
+
+
+Verdict = tuple[State, str]
+
+
+def _accuracy(pair: _Pair, most: float) -> Verdict:
+    found = comparing.difference(pair.old, pair.new, same_images=pair.same_images)
+    if found is None:
+        return "not judged", "top-1 was not measured in both runs"
+    if not pair.same_images:
+        return "not judged", "the two were tested on different images"
+    told = f"{points(found.value)} points of top-1 ({points_interval(found.ci95)})"
+    return _worse(-100 * found.ci95[1], most, f"{told}, {most:g} may be lost")
+
+
+def _parity(pair: _Pair, most: float) -> Verdict:
+    old, new = pair.old.parity, pair.new.parity
+    if old is None or new is None:
+        return "not judged", "agreement with the student was not measured in both runs"
+    ends = unpaired_interval(old.top1_agreement, old.n, new.top1_agreement, new.n)
+    change = new.top1_agreement - old.top1_agreement
+    told = f"{points(change)} points of agreement ({points_interval(ends)})"
+    return _worse(-100 * ends[1], most, f"{told}, {most:g} may be lost")
+
+
+def _size(pair: _Pair, most: float) -> Verdict:
+    old, new = pair.old.bytes, pair.new.bytes
+    if not old or not new:
+        return "not judged", "a size is not known"
+    return _worse(new / old, most, f"{new:,} bytes against {old:,}, {most:g} times are allowed")
+
+
+def _latency(pair: _Pair, most: float) -> Verdict:
+    old, new = pair.old.latency, pair.new.latency
+    if old is None or new is None:
+        return "not judged", "p50 was not measured in both runs"
+    if refusal := comparing.incomparable(old, new):
+        return "not judged", refusal
+    if noisy := new.noisy or old.noisy:
+        return "not judged", f"the host was too noisy: {noisy}"
+    ratio, ends = comparing.latency_ratio(old, new)
+    if ends is None:
+        return "not judged", "a run has no interval of its p50"
+    told = f"p50 {number(ratio)} times ({number(ends[0])} to {number(ends[1])})"
+    return _worse(ends[0], most, f"{told}, {most:g} are allowed")
+
+
+def _instructions(pair: _Pair, most: float) -> Verdict:
+    if pair.old.sha256 == pair.new.sha256:
+        return "passed", "it is the same file"
+    assert pair.old.path is not None and pair.new.path is not None
+    try:
+        old = instructions.count(pair.old_folder / pair.old.path).per_inference
+        new = instructions.count(pair.new_folder / pair.new.path).per_inference
+    except PipelineError as error:
+        return "not judged", error.message
+    return _worse(new / old, most, f"{new:,} against {old:,}, {most:g} times are allowed")
+
+
+def _worse(least: float, most: float, told: str) -> Verdict:
+    """`least`: by how much it is worse at the least."""
+    return ("failed" if least > most else "passed"), told
+
+
+_JUDGES: Mapping[str, Any] = {
+    "accuracy": _accuracy,
+    "parity": _parity,
+    "size": _size,
+    "latency": _latency,
+    "instructions": _instructions,
+}
+
+
+def junit(found: Sequence[Judgement], run: str) -> bytes:
+    """JUnit XML, a suite a file and a case a rule, as test reporters of CI services read it."""
+    whole = ElementTree.Element("testsuites", name=f"gate {run}")
+    for file in dict.fromkeys(each.file for each in found):
+        cases = [each for each in found if each.file == file]
+        suite = ElementTree.SubElement(
+            whole,
+            "testsuite",
+            name=file,
+            tests=str(len(cases)),
+            failures=str(sum(not each.passes for each in cases)),
+            skipped=str(sum(each.passes and each.state != "passed" for each in cases)),
+            errors="0",
+        )
+        for each in cases:
+            case = ElementTree.SubElement(suite, "testcase", classname=file, name=each.rule)
+            if not each.passes:
+                ElementTree.SubElement(case, "failure", message=each.told).text = each.line
+            elif each.state != "passed":
+                ElementTree.SubElement(case, "skipped", message=each.told)
+            else:
+                ElementTree.SubElement(case, "system-out").text = each.told
+    ElementTree.indent(whole)
+    return ElementTree.tostring(whole, encoding="utf-8", xml_declaration=True) + b"\n"
+
+
+def markdown(found: Sequence[Judgement], run: str, against: str) -> str:
+    """A table for a pull request or GitHub's summary of a step."""
+    verdict = "passes" if all(each.passes for each in found) else "fails"
+    lines = [f"### {_cell(run)} {verdict} against {_cell(against)}", ""]
+    lines += ["| File | Rule | | |", "| :-- | :-- | :-- | :-- |"]
+    lines += [
+        f"| {_cell(each.file)} | {each.rule} | {'✓' if each.passes else '✗'} {each.state} | "
+        f"{_cell(each.told)} |"
+        for each in found
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def summarize(text: str) -> None:
+    """Append `text` to GitHub's summary of the step, where this is one."""
+    if path := os.environ.get(SUMMARY):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(text)

@@ -1,0 +1,163 @@
+"""The gate: each rule with its statistical reading, and what CI reads of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from pipeline import gate
+from pipeline.errors import ConfigError
+from pipeline.gate import Rules
+from pipeline.stages import report as pages
+from tests.small_run import SmallRun
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(folder, *, wrong=100, flips=0, p50=1.0, size=9_000, **latency):
+    """A report with one file: so many wrong answers, so long a p50 with an interval of 2 %."""
+    small = SmallRun(folder / "records")
+    student = small.logits(wrong)
+    small.add_model("student", wrong, 1.0)
+    answers = small.logits(0, base=student, flips=flips)
+    small.add_artifact("onnx", "int8", size, small.measured("onnx", answers, p50, student))
+    found = small.report()
+    facts = {"p50_ci95": (0.99 * p50, 1.01 * p50)} | latency
+    rows = [
+        row.model_copy(update={"latency": row.latency and row.latency.model_copy(update=facts)})
+        for row in found.artifacts
+    ]
+    return found.model_copy(update={"artifacts": tuple(rows)})
+
+
+def judged(tmp_path, rules, now, before=None):
+    before = before or run(tmp_path / "before")
+    found = gate.judge(now, tmp_path, before, tmp_path, Rules.model_validate(rules))
+    return [(each.rule, each.state) for each in found], found
+
+
+@pytest.mark.parametrize(
+    ("flips", "state"), [(0, "passed"), (10, "passed"), (40, "failed"), (200, "failed")]
+)
+def test_accuracy_fails_only_where_the_loss_is_certain(tmp_path, flips, state):
+    # Of 1,200 images: 10 changed answers are a loss of up to 0.8 points, which may be chance.
+    states, (found,) = judged(
+        tmp_path, {"accuracy": {"most": 0.5}}, run(tmp_path / "now", flips=flips)
+    )
+    assert states == [("accuracy", state)] and "0.5 may be lost" in found.told
+
+
+@pytest.mark.parametrize(
+    ("p50", "state"), [(0.5, "passed"), (1.1, "passed"), (1.11, "passed"), (1.13, "failed")]
+)
+def test_latency_fails_where_the_whole_interval_is_beyond(tmp_path, p50, state):
+    states, (found,) = judged(tmp_path, {"latency": {"most": 1.1}}, run(tmp_path / "now", p50=p50))
+    assert states == [("latency", state)] and "1.1 are allowed" in found.told
+
+
+@pytest.mark.parametrize("unjudged", ["fail", "pass"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"noisy": "load average 9"}, "too noisy: load average 9"),
+        ({"p50_ci95": None}, "no interval"),
+        ({"host": "another"}, "different hosts"),
+        ({"profile": "phone-4t"}, "different profiles"),
+    ],
+)
+def test_what_cannot_be_judged_is_said_and_decided_by_the_rule(tmp_path, change, said, unjudged):
+    rule = {"latency": {"most": 1.1, "unjudged": unjudged}}
+    states, (found,) = judged(tmp_path, rule, run(tmp_path / "now", **change))
+    assert states == [("latency", "not judged")] and said in found.told
+    assert found.passes == (unjudged == "pass")
+
+
+def test_size_is_exact(tmp_path):
+    for size, state in ((9_000, "passed"), (9_450, "passed"), (9_451, "failed")):
+        states, _ = judged(tmp_path, {"size": {"most": 1.05}}, run(tmp_path / "now", size=size))
+        assert states == [("size", state)]
+
+
+def test_parity_is_of_the_run_s_own_student(tmp_path):
+    rule = {"parity": {"most": 1.0}}
+    assert judged(tmp_path, rule, run(tmp_path / "now", flips=10))[0] == [("parity", "passed")]
+    assert judged(tmp_path, rule, run(tmp_path / "now", flips=60))[0] == [("parity", "failed")]
+
+
+def test_a_file_that_is_gone_fails_and_one_that_never_was_is_refused(tmp_path):
+    now = run(tmp_path / "now").model_copy(update={"artifacts": ()})
+    states, _ = judged(tmp_path, {"size": {"most": 2}}, now)
+    assert states == [("file", "failed")]
+    with pytest.raises(ConfigError, match="has no file onnx fp64"):
+        judged(tmp_path, {"files": ["onnx fp64"], "size": {"most": 2}}, now)
+
+
+def test_the_same_file_costs_the_same(tmp_path):
+    now = run(tmp_path / "now")
+    states, _ = judged(tmp_path, {"instructions": {"most": 1.0}}, now, now)
+    assert states == [("instructions", "passed")]
+
+
+def test_instructions_that_cannot_be_counted_are_not_judged(tmp_path):
+    before = run(tmp_path / "before")
+    other = [row.model_copy(update={"sha256": "0" * 64}) for row in before.artifacts]
+    now = before.model_copy(update={"artifacts": tuple(other)})
+    states, (found,) = judged(tmp_path, {"instructions": {"most": 1.0}}, now, before)
+    assert states == [("instructions", "not judged")] and not found.passes  # no file there
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no rule"),
+        ("files = ['onnx int8']", "has no rule"),
+        ("[acuracy]\nmost = 1", "did you mean `accuracy`"),
+        ("[size]\nmost = -1", "size.most"),
+        ("[size]", "size.most"),
+        ("[size]\nmost = 1\nunjudged = 'ignore'", "size.unjudged"),
+        ("[", "cannot be read"),
+    ],
+)
+def test_rules_that_say_nothing_or_something_wrong_are_refused(tmp_path, text, said):
+    (tmp_path / "gate.toml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        gate.read(tmp_path / "gate.toml")
+
+
+def test_what_ci_reads(tmp_path):
+    rules = {"size": {"most": 1.0}, "latency": {"most": 1.0, "unjudged": "pass"}}
+    now = run(tmp_path / "now", size=9_001, noisy="a <busy> host | really")
+    _, found = judged(tmp_path, rules, now)
+    whole = ElementTree.fromstring(gate.junit(found, "new & <better>"))
+    (suite,) = whole
+    counts = {name: suite.get(name) for name in ("tests", "failures", "skipped", "errors")}
+    assert counts == {"tests": "2", "failures": "1", "skipped": "1", "errors": "0"}
+    assert [case.get("name") for case in suite] == ["size", "latency"]
+    text = gate.markdown(found, "new <b>", "old")
+    assert "new &lt;b> fails against old" in text and "&lt;busy> host \\| really" in text
+
+
+def test_the_command_exits_1_where_a_rule_fails(tmp_path):
+    for name, size in (("old", 9_000), ("new", 9_900)):
+        pages.write(run(tmp_path / name / "made", size=size), tmp_path / "runs" / name)
+    rules = tmp_path / "gate.toml"
+
+    def ask(most, *more):
+        rules.write_text(f"[size]\nmost = {most}")
+        line = [sys.executable, "-m", "pipeline", "gate", "new", "--against", "old"]
+        line += ["--rules", str(rules), "--runs", str(tmp_path / "runs"), *more]
+        env = os.environ | {gate.SUMMARY: str(tmp_path / "summary.md")}
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=env)
+
+    good = ask(1.2)
+    assert good.returncode == 0 and "onnx int8, size: passed" in good.stdout
+    bad = ask(1.05, "--junit", str(tmp_path / "gate.xml"))
+    assert (
+        bad.returncode == 1 and "onnx int8, size: failed: 9,900 bytes against 9,000" in bad.stdout
+    )
+    assert ElementTree.parse(tmp_path / "gate.xml").getroot()[0].get("failures") == "1"
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "passes against" in summary and "fails against" in summary
