@@ -253,7 +253,9 @@ def predict(
         bool, typer.Option("--evaluate", help="Say how far such predictions are off.")
     ] = False,
     runs: RunsFolder = Path("runs"),
-    out: Out = RESULTS / "predict.md",
+    out: Annotated[
+        Path | None, typer.Option(help="The Markdown page; raw numbers lie beside it.")
+    ] = None,
 ) -> None:
     """Estimate the latency of ONNX files on named phones, from the graph alone."""
     from benchmarks import estimates
@@ -261,6 +263,7 @@ def predict(
 
     if evaluate == bool(targets):
         raise ConfigError("name files or runs to predict, or --evaluate, one of the two")
+    out = out or RESULTS / ("predict-evaluate.md" if evaluate else "predict.md")
     if evaluate:
         check_place(out)
         origin = provenance()

@@ -22,6 +22,8 @@ STUDENT_PAIRS = 2.3646
 BUSY = 1.5
 """Load average from which on the host is called busy: measuring itself, done again and again, comes
 to 1."""
+OFTEN = 50
+"""Times preempted from which on that is told: a few a second are the system's own."""
 STOLEN = 0.01
 """Share of CPU time that the hypervisor kept from this machine from which on that is told."""
 FREQUENCY = "sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq"
@@ -113,7 +115,7 @@ class Conditions(BaseModel):
             found.append(f"load average {self.load:.1f} on {cores()} cores")
         if self.stolen is not None and self.stolen > STOLEN:
             found.append(f"{self.stolen:.0%} of CPU time stolen by the hypervisor")
-        if self.preempted:
+        if self.preempted and self.preempted > OFTEN:
             found.append(f"{self.preempted:,} times preempted")
         if self.mhz is not None and self.mhz[1] > 1.05 * self.mhz[0]:
             found.append(f"clock between {self.mhz[0]:.0f} and {self.mhz[1]:.0f} MHz")

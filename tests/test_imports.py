@@ -37,7 +37,7 @@ LEVELS = (
     "pipeline.verdict pipeline.figures",
     "pipeline.device_figures",
     "pipeline.tables pipeline.stages.report",
-    "pipeline.bundle",
+    "pipeline.bundle pipeline.gate",
     "pipeline.flow pipeline.exporting pipeline.doctor benchmarks.targets "
     "benchmarks.published.networks",
     "pipeline.__main__ benchmarks.loadgen benchmarks.turns",
