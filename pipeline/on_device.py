@@ -73,9 +73,14 @@ def how(found: Prediction | Score) -> str:
 
 
 def phone_title(phone: Phone) -> str:
-    """As "Pixel 8, Android 14, Chrome 140"."""
-    parts = dict.fromkeys(filter(None, (phone.device, phone.system, phone.runtime)))
-    return ", ".join(parts)
+    """As "Pixel 8, Android 14, Chrome 140"; a part that another one says already is left out."""
+    parts = [part for part in (phone.device, phone.system, phone.runtime) if part]
+    return ", ".join(
+        part
+        for at, part in enumerate(parts)
+        if not any(part in other for other in (*parts[:at], *parts[at + 1 :]) if part != other)
+        and part not in parts[:at]
+    )
 
 
 def phone_groups(report: Report) -> list[tuple[str, str, list[PhoneRow], list[str]]]:

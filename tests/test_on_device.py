@@ -145,6 +145,20 @@ def test_what_a_phone_measured_is_on_both_pages(report):
     )
 
 
+@pytest.mark.parametrize(
+    ("parts", "title"),
+    [
+        (("Pixel 8", "Android 14", "Chrome 140"), "Pixel 8, Android 14, Chrome 140"),
+        (("Linux device", "Linux", "Chromium 150"), "Linux device, Chromium 150"),
+        (("iPad", "", "Safari 18"), "iPad, Safari 18"),
+        (("iPad", "iPad", "iPad"), "iPad"),
+    ],
+)
+def test_titles_say_nothing_twice(parts, title):
+    names = dict(zip(("device", "system", "runtime"), parts, strict=True))
+    assert on_device.phone_title(phone(**names)) == title
+
+
 def test_wrong_answers_and_a_phone_that_left_are_warned_of(report):
     wrong = measured(golden=(15, 16), golden_fault="03.png: names 'bag', not 'boot'")
     left = phone(wrong, left="it went away after 1 of 6 measurements")
