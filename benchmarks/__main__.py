@@ -173,8 +173,12 @@ def cost(
     check_place(out)
     origin = provenance()
     told = costs.count({each.title: each.path for each in found}, retired=instructions)
+    rose = costs.risen(told, before) if before else []
+    if rose and against and against.resolve() == out.with_suffix(".json").resolve():
+        # Written over, it would find nothing the next time.
+        raise VerificationError(f"more than in {against}, which stays: " + "; ".join(rose))
     publish("Cost of graphs", origin, costs.facts(told), costs.tables(told), told, out)
-    if before and (rose := costs.risen(told, before)):
+    if rose:
         raise VerificationError(f"more than in {against}: " + "; ".join(rose))
 
 

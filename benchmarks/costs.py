@@ -89,8 +89,13 @@ def read(path: Path) -> Costs:
 def risen(found: Costs, before: Costs) -> list[str]:
     """What costs more than it did, in words; files by their titles.
 
-    Raises `ConfigError` where no file is in both, or where instructions were counted otherwise.
+    Raises `ConfigError` where a file of before is missing, or no file is in both, or instructions
+    were counted otherwise.
     """
+    if gone := [title for title in before.costs if title not in found.costs]:
+        raise ConfigError(
+            f"not counted now, as before: {', '.join(gone)}", "Name all the files of then."
+        )
     both = [title for title in found.costs if title in before.costs]
     if not both:
         raise ConfigError(
@@ -108,7 +113,13 @@ def _risen(title: str, found: Costs, before: Costs) -> Iterator[str]:
         new, old = getattr(now, name), getattr(then, name)
         if new > old:
             yield f"{title}: {name.replace('_', ' ')} {old:,} -> {new:,}"
-    if title in found.instructions and title in before.instructions:
+    if (title in found.instructions) != (title in before.instructions):
+        when = "now" if title in found.instructions else "then"
+        raise ConfigError(
+            f"{title}: instructions were counted only {when}",
+            "Count them both times (--instructions), or neither.",
+        )
+    if title in found.instructions:
         new, old = found.instructions[title], before.instructions[title]
         if new.how != old.how:
             raise ConfigError(

@@ -28,7 +28,7 @@ SMALL_MS = 0.1
 """Below it what measuring itself takes is a share worth telling."""
 TIMEOUT = 600
 """Seconds after which a process that measures is given up."""
-FAILED = "failed: "
+FAILED = "pocket-distillery failed: "
 """Begins the line by which a fresh process says why it ends, with message and remedy as JSON."""
 TAIL = 5
 """Lines of what it wrote otherwise that are passed on."""

@@ -1,4 +1,4 @@
-"""The command line: run, export, show, report, compare, doctor, fetch."""
+"""The command line: run, export, show, report, compare, gate, doctor, fetch."""
 
 import shlex
 import signal

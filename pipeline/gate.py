@@ -6,6 +6,7 @@ passes as the rule says.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,8 @@ def judge(
 ) -> list[Judgement]:
     """Every rule on every file that it can be asked of, `report` against `before`.
 
-    Raises `ConfigError` for a title in `rules.files` that the baseline has not.
+    Raises `ConfigError` for a title in `rules.files` that the baseline has not, and where no rule
+    can be asked of any file.
     """
     known = {row.title: row for row in before.artifacts if row.path}
     titles = rules.files or tuple(known)
@@ -120,10 +122,15 @@ def judge(
             continue
         pair = _Pair(before_folder, known[title], folder, now[title], same)
         for name, rule in _asked(rules).items():
-            if name == "instructions" and now[title].format != "onnx":
-                continue
+            if name == "instructions" and now[title].format != "onnx" and not rules.files:
+                continue  # of a file that is named it is said that they cannot be judged
             state, told = _JUDGES[name](pair, rule.most)
             found.append(Judgement(name, title, state, told, rule.unjudged))
+    if not found:
+        raise ConfigError(
+            f"no rule can be asked of any file of '{before.run}'",
+            "`instructions` are those of ONNX files; a run needs files to be judged.",
+        )
     return found
 
 
@@ -151,7 +158,7 @@ def _accuracy(pair: _Pair, most: float) -> Verdict:
 
 def _parity(pair: _Pair, most: float) -> Verdict:
     old, new = pair.old.parity, pair.new.parity
-    if old is None or new is None:
+    if old is None or new is None or not old.n or not new.n:
         return "not judged", "agreement with the student was not measured in both runs"
     ends = unpaired_interval(old.top1_agreement, old.n, new.top1_agreement, new.n)
     change = new.top1_agreement - old.top1_agreement
@@ -182,7 +189,9 @@ def _latency(pair: _Pair, most: float) -> Verdict:
 
 
 def _instructions(pair: _Pair, most: float) -> Verdict:
-    if pair.old.sha256 == pair.new.sha256:
+    if pair.new.format != "onnx":
+        return "not judged", "only ONNX files' instructions are counted"
+    if pair.old.sha256 and pair.old.sha256 == pair.new.sha256:
         return "passed", "it is the same file"
     assert pair.old.path is not None and pair.new.path is not None
     try:
@@ -224,13 +233,19 @@ def junit(found: Sequence[Judgement], run: str) -> bytes:
         for each in cases:
             case = ElementTree.SubElement(suite, "testcase", classname=file, name=each.rule)
             if not each.passes:
-                ElementTree.SubElement(case, "failure", message=each.told).text = each.line
+                failure = ElementTree.SubElement(case, "failure", message=_xml(each.told))
+                failure.text = _xml(each.line)
             elif each.state != "passed":
-                ElementTree.SubElement(case, "skipped", message=each.told)
+                ElementTree.SubElement(case, "skipped", message=_xml(each.told))
             else:
-                ElementTree.SubElement(case, "system-out").text = each.told
+                ElementTree.SubElement(case, "system-out").text = _xml(each.told)
     ElementTree.indent(whole)
     return ElementTree.tostring(whole, encoding="utf-8", xml_declaration=True) + b"\n"
+
+
+def _xml(text: str) -> str:
+    """Without the control characters that XML 1.0 knows none of: a tool's message may have them."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", text)
 
 
 def markdown(found: Sequence[Judgement], run: str, against: str) -> str:

@@ -30,7 +30,7 @@ class PhoneFile(Record):
     how: str
     """Runtime, unit and threads, as "wasm, 4 threads"."""
     start_ms: float | None = None
-    """Start of the runtime itself, its download apart, with a file that does next to nothing."""
+    """Start of the runtime itself, its WebAssembly fetched before."""
     load_ms: float | None = None
     """From the bytes in memory to a session."""
     first_ms: float | None = None

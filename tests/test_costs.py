@@ -42,6 +42,13 @@ def test_each_rise_is_named_with_both_counts(counted):
 
 
 def test_what_cannot_be_compared_is_refused(counted):
+    (first, cost), *_ = counted.costs.items()
+    with pytest.raises(ConfigError, match="not counted now, as before"):
+        costs.risen(counted.model_copy(update={"costs": {first: cost}}), counted)
+    with pytest.raises(ConfigError, match="instructions were counted only now"):
+        costs.risen(with_instructions(counted, 5), counted)
+    with pytest.raises(ConfigError, match="instructions were counted only then"):
+        costs.risen(counted, with_instructions(counted, 5))
     with pytest.raises(ConfigError, match="no file has the title"):
         costs.risen(counted, counted.model_copy(update={"costs": {}}))
     with pytest.raises(ConfigError, match="were counted by otherwise, now by callgrind"):
@@ -66,5 +73,9 @@ def test_the_command_fails_where_a_cost_rose(sources, tmp_path):
     before.write_text(json.dumps(body), encoding="utf-8")
     done = run("--against", str(before))
     assert done.returncode == 2 and "parameters" in done.stderr and "Traceback" not in done.stderr
+    own = out.with_suffix(".json")
+    own.write_text(json.dumps(body), encoding="utf-8")
+    for _ in range(2):  # what is held against itself is not written over
+        assert run("--against", str(own)).returncode == 2
     done = run("--against", str(file))
     assert done.returncode == 2 and "no result of `cost`" in done.stderr

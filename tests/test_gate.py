@@ -3,15 +3,19 @@
 import os
 import subprocess
 import sys
+from math import exp
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.instructions import Instructions
 from pipeline import gate
+from pipeline.comparing import latency_ratio
 from pipeline.errors import ConfigError
 from pipeline.gate import Rules
 from pipeline.stages import report as pages
+from pipeline.summary import LatencyRow
 from tests.small_run import SmallRun
 
 ROOT = Path(__file__).parents[1]
@@ -125,6 +129,73 @@ def test_rules_that_say_nothing_or_something_wrong_are_refused(tmp_path, text, s
     (tmp_path / "gate.toml").write_text(text)
     with pytest.raises(ConfigError, match=said):
         gate.read(tmp_path / "gate.toml")
+
+
+@pytest.mark.parametrize(("new", "state"), [(1_100, "failed"), (1_005, "passed"), (900, "passed")])
+def test_instructions_are_those_of_the_new_file_by_those_of_the_old(
+    tmp_path, monkeypatch, new, state
+):
+    before = run(tmp_path / "before")
+    (old,) = before.artifacts
+    now = before.model_copy(
+        update={"artifacts": (old.model_copy(update={"sha256": "0" * 64, "path": "new"}),)}
+    )
+
+    def count(path):
+        n = new if path.name == "new" else 1_000
+        return Instructions(per_inference=n, how="here")
+
+    monkeypatch.setattr(gate.instructions, "count", count)
+    states, _ = judged(tmp_path, {"instructions": {"most": 1.01}}, now, before)
+    assert states == [("instructions", state)]
+
+
+def test_files_without_checksums_are_not_the_same(tmp_path):
+    before = run(tmp_path / "before")
+    rows = [row.model_copy(update={"sha256": None}) for row in before.artifacts]
+    bare = before.model_copy(update={"artifacts": tuple(rows)})
+    states, _ = judged(tmp_path, {"instructions": {"most": 1.0}}, bare, bare)
+    assert states == [("instructions", "not judged")]
+
+
+def test_accuracy_over_other_images_is_not_judged(tmp_path):
+    now = run(tmp_path / "now", flips=300)
+    other = now.dataset.model_copy(update={"test_digest": "f" * 64})
+    states, (found,) = judged(
+        tmp_path, {"accuracy": {"most": 0.5}}, now.model_copy(update={"dataset": other})
+    )
+    assert states == [("accuracy", "not judged")] and "different images" in found.told
+
+
+def test_a_gate_that_asks_nothing_is_refused(tmp_path):
+    now = run(tmp_path / "now")
+    (row,) = now.artifacts
+    other = now.model_copy(update={"artifacts": (row.model_copy(update={"format": "litert"}),)})
+    with pytest.raises(ConfigError, match="no rule can be asked"):
+        judged(tmp_path, {"instructions": {"most": 1}}, other, other)
+    rules = {"files": ["litert int8"], "instructions": {"most": 1}}
+    assert judged(tmp_path, rules, other, other)[0] == [("instructions", "not judged")]
+    none = now.model_copy(update={"artifacts": (row.model_copy(update={"path": None}),)})
+    with pytest.raises(ConfigError, match="no rule can be asked"):
+        judged(tmp_path, {"size": {"most": 1}}, none, none)
+
+
+def test_a_tool_s_escapes_do_not_break_the_xml():
+    told = gate.Judgement("latency", "onnx int8", "failed", "\x1b[1;31mred\x00")
+    whole = ElementTree.fromstring(gate.junit([told], "run"))
+    assert whole[0][0][0].get("message") == "[1;31mred"
+
+
+def test_the_ratio_of_two_medians_has_the_interval_of_both(tmp_path):
+    a, b = (
+        LatencyRow(
+            **{"profile": "p", "threads": 1, "host": "h", "p90_ms": 9.0, "p99_ms": 9.0},
+            **{"n": 9, "warmup": 1, "first_ms": 1.0, "p50_ms": p50, "p50_ci95": ends},
+        )
+        for p50, ends in ((1.0, (exp(-0.03), exp(0.03))), (2.0, (2 * exp(-0.04), 2 * exp(0.04))))
+    )
+    ratio, ends = latency_ratio(a, b)
+    assert ratio == 2.0 and ends == pytest.approx((2 * exp(-0.05), 2 * exp(0.05)))  # 3, 4 and 5
 
 
 def test_what_ci_reads(tmp_path):

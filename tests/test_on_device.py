@@ -140,6 +140,10 @@ def test_what_a_phone_measured_is_on_both_pages(report):
             assert number in plain, number
         assert "up to 1.50 times as long" in plain
     (last,) = [each for each in headline(found) if "fastest" in each.claim]
+    wrong = measured(p50_ms=1.0, golden=(15, 16), golden_fault="03.png")
+    coarse = measured(p50_ms=0.0)
+    both = report.model_copy(update={"phones": (phone(wrong, coarse, measured()),)})
+    assert on_device.finding(both).claim == last.claim  # neither wrong nor 0 ms is fastest
     assert last.claim == (
         "On Pixel 8, Android 14, Chrome 140 onnx fp32 is fastest (4.00 ms, wasm, 4 threads)."
     )

@@ -451,6 +451,34 @@ def test_a_page_that_is_loaded_again_is_the_same_phone_and_begins_anew(serve, ru
     assert [file.p50_ms for file in phone.files] == [1.5]
 
 
+def test_a_whole_measurement_is_not_replaced_by_part_of_another(serve, run):
+    serving = serve(phones=2, gone_s=2.0)
+    serving.hello()
+    for file in range(3):
+        serving.post("figures", figures(serving, file))
+    serving.post("goodbye", {"phone": "0" * 16})
+    serving.hello()  # loaded again, while the second phone is waited for
+    serving.post("figures", figures(serving, samples_ms=[9.0] * 50))
+    serving.hello("b" * 16)
+    serving.post("figures", figures(serving, phone="b" * 16))
+    serving.thread.join(30)
+    whole, part = sorted(summary.read(run).phones, key=lambda phone: -len(phone.files))
+    assert whole.left is None and len(whole.files) == 3 and len(part.files) == 1
+    assert serving.visits.kept == serving.visits.came == 2
+
+
+def test_figures_after_goodbye_are_kept_too(serve, run):
+    serving = serve(phones=2)
+    serving.hello()
+    serving.post("figures", figures(serving))
+    serving.post("goodbye", {"phone": "0" * 16})
+    time.sleep(1.5)
+    serving.post("figures", figures(serving, 1))
+    serving.hello("b" * 16)
+    serving.end()
+    assert [len(phone.files) for phone in summary.read(run).phones] == [2]
+
+
 def test_a_page_that_only_says_hello_does_not_count(serve):
     serving = serve(gone_s=0.5, wait_s=4.0)
     serving.hello()
@@ -466,7 +494,7 @@ def test_figures_that_cannot_be_kept_are_told_of_and_cost_no_other_phone(serve, 
 
     def refuse(phone):
         if phone.id.endswith("a" * 16):
-            raise StoreError("no space left")
+            raise ValueError("a fault of this program")
         keep(phone)
 
     monkeypatch.setattr(serving.visits, "_keep", refuse)
@@ -476,7 +504,7 @@ def test_figures_that_cannot_be_kept_are_told_of_and_cost_no_other_phone(serve, 
     serving.end()
     assert serving.visits.kept == 1 and len(summary.read(run).phones) == 1
     (failure,) = serving.visits.failures
-    assert "are not in the report: no space left" in failure
+    assert "are not in the report: a fault of this program" in failure
 
 
 def test_a_report_that_another_process_writes_is_waited_for_and_given_up(run, monkeypatch):

@@ -6,12 +6,11 @@ another process, and so runs beside the server.
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 from benchmarks.phone.job import Job
 from benchmarks.phone.posted import Figures, Goodbye, Hello, Progress, UnfitError, figures
-from pipeline.errors import PipelineError
 from pipeline.phones import Phone, PhoneFile
 
 MOST_PHONES = 16
@@ -76,13 +75,17 @@ class Visits:
     ) -> None:
         self._job, self._say, self._keep, self._gone_s = job, say, keep, gone_s
         self._all: dict[str, Visit] = {}
-        self.failures: list[str] = []
-        """Why figures are not in the report, in words."""
+        self._through: list[Visit] = []
+        """Whole visits of phones whose page was loaded again."""
+        self._failures: dict[str, str] = {}
 
     def hello(self, hello: Hello) -> bool:
         """A page was opened, or loaded again, which begins anew; False where there are too many."""
         if hello.phone not in self._all and len(self._all) >= MOST_PHONES:
             return False
+        before = self._all.get(hello.phone)
+        if before is not None and before.said_goodbye:
+            self._through.append(before)
         self._all[hello.phone] = Visit(hello)
         self._say(f"{self._name(hello.phone)}: {hello.browser} on {hello.system}")
         return True
@@ -107,6 +110,7 @@ class Visits:
             raise UnfitError(f"more than the {self._runs(visit)} measurements that there are")
         found = figures(told, self._job)
         visit.files[key] = found
+        visit.due = visit.due or visit.said_goodbye
         return found
 
     def goodbye(self, told: Goodbye) -> bool:
@@ -132,24 +136,36 @@ class Visits:
 
     def settle(self) -> None:
         """Write down what is due. A phone that cannot be kept is told of, and costs no other."""
-        for name, visit in list(self._all.items()):
-            if not visit.due:
-                continue
-            visit.due = False
-            runs, done = self._runs(visit), len(visit.files)
-            how = "is through" if visit.said_goodbye else "went away"
-            told = f"{self._name(name)} {how}, {done} of {runs} measurements"
-            if not done:
-                self._say(f"{told}: nothing to keep")
-                continue
-            try:
-                self._keep(visit.phone(runs))
-            except (PipelineError, OSError) as error:
-                self.failures.append(f"{told} are not in the report: {error}")
-                self._say(self.failures[-1])
-                continue
-            visit.kept = True
-            self._say(f"{told} are in the report")
+        whole = {visit.hello.phone for visit in self._through}
+        for visit in [*self._through, *self._all.values()]:
+            if visit.due:
+                visit.due = False
+                self._settle(visit, whole)
+
+    def _settle(self, visit: Visit, whole: Collection[str]) -> None:
+        name, runs, done = visit.hello.phone, self._runs(visit), len(visit.files)
+        how = "is through" if visit.said_goodbye else "went away"
+        told = f"{self._name(name)} {how}, {done} of {runs} measurements"
+        if not done:
+            self._say(f"{told}: nothing to keep")
+            return
+        if not visit.said_goodbye and name in whole:
+            self._say(f"{told}; those of before its page was loaded again stay")
+            return
+        try:
+            self._keep(visit.phone(runs))
+        except Exception as error:  # whatever it is, other phones are still at work
+            self._failures[name] = f"{told} are not in the report: {error}"
+            self._say(self._failures[name])
+            return
+        visit.kept = True
+        self._failures.pop(name, None)
+        self._say(f"{told} are in the report")
+
+    @property
+    def failures(self) -> list[str]:
+        """Why figures are not in the report, in words."""
+        return list(self._failures.values())
 
     @property
     def opened(self) -> int:
@@ -159,17 +175,20 @@ class Visits:
     @property
     def came(self) -> int:
         """Phones that measured something, or said that they were through."""
-        return sum(bool(visit.files) or visit.said_goodbye for visit in self._all.values())
+        found = [*self._through, *self._all.values()]
+        return len({v.hello.phone for v in found if v.files or v.said_goodbye})
 
     @property
     def kept(self) -> int:
         """Phones whose figures are in the report."""
-        return sum(visit.kept for visit in self._all.values())
+        found = [*self._through, *self._all.values()]
+        return len({visit.hello.phone for visit in found if visit.kept})
 
     @property
     def busy(self) -> bool:
         """Whether any phone is still at work, or to be written down."""
-        return any(not visit.over or visit.due for visit in self._all.values())
+        found = [*self._through, *self._all.values()]
+        return any(not visit.over or visit.due for visit in found)
 
     def _heard(self, phone: str) -> Visit | None:
         visit = self._all.get(phone)

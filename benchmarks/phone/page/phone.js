@@ -33,7 +33,7 @@ async function measure({ job, file, way }) {
   const ort = await import(new URL(way.kind === 'webgpu'
     ? 'ort/ort.webgpu.min.mjs' : 'ort/ort.wasm.min.mjs', HERE));
   ort.env.wasm.wasmPaths = new URL('ort/', HERE).href;
-  // Fetched here, so that no network is in the time that the runtime takes to start.
+  // Fetched here: megabytes over the network are no part of how the runtime starts.
   ort.env.wasm.wasmBinary = await fetched(way.kind === 'webgpu'
     ? 'ort/ort-wasm-simd-threaded.asyncify.wasm' : 'ort/ort-wasm-simd-threaded.wasm');
   ort.env.wasm.numThreads = way.threads;
