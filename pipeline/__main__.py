@@ -151,12 +151,20 @@ def export(
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(help="A run's name or folder.")], runs: Runs = RUNS
+    run: Annotated[
+        str | None, typer.Argument(help="A run's name or folder; without it, all are listed.")
+    ] = None,
+    runs: Runs = RUNS,
 ) -> None:
-    """Print a run's table."""
+    """Print a run's table, or the list of all runs."""
     from pipeline import summary, tables
 
-    _print(tables.show(summary.read(_folder(run, runs))))
+    if run is not None:
+        _print(tables.show(summary.read(_folder(run, runs))))
+        return
+    if not runs.is_dir():
+        raise StoreError(f"there are no runs: {runs} is no folder", "Name it with --runs.")
+    _print(tables.runs(runs))
 
 
 @app.command()

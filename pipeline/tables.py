@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -9,11 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import elsewhere, precision
-from pipeline.comparing import AnyRow, Difference, difference, incomparable
+from benchmarks.stats import Interval
+from pipeline import elsewhere, precision, summary
+from pipeline.comparing import AnyRow, Difference, difference, incomparable, latency_ratio
+from pipeline.errors import StoreError
 from pipeline.summary import ModelRow, Report
 from pipeline.timings import hosts
-from pipeline.verdict import headline, warnings
+from pipeline.verdict import headline, lead_pairs, warnings
 from pipeline.wording import (
     NONE,
     by_reason,
@@ -60,6 +63,44 @@ def show(report: Report) -> RenderableType:
     return Group(*lines, table, *(Text(line, "dim") for line in asides), *notes, *doubts)
 
 
+def runs(folder: Path) -> RenderableType:
+    """The runs in `folder`, the latest first; of one without a readable report the reason."""
+    found, without = list[Report](), list[Text]()
+    for home in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if home.name.startswith("."):
+            continue
+        try:
+            found.append(summary.read(home))
+        except StoreError as error:
+            unread = (home / summary.FILE).exists()
+            why = error.message if unread else "no report: under way, stopped, or no run"
+            without.append(Text(f"{home.name}: {why}", "dim"))
+    table = _table(
+        "run", "date", "data", "student", "top-1 %", "to ship", "top-1 %", "p50 ms", "MB"
+    )
+    table.columns[0].min_width = 12
+    for words in table.columns[2:4]:
+        words.justify, words.no_wrap = "left", False
+    for report in sorted(found, key=lambda report: report.date, reverse=True):
+        table.add_row(*_listed(report))
+    return Group(table, *without)
+
+
+def _listed(report: Report) -> Iterator[Text]:
+    student = report.model("student")
+    files = [row for row in report.artifacts if row.path and row.top1 is not None]
+    lead = next((pair[1] for pair in lead_pairs(report)), files[0] if files else None)
+    yield Text(report.run)
+    yield Text(report.date[:10])
+    yield Text(report.dataset.source)
+    yield Text(f"{student.arch} ×{student.width:g}" if student else NONE)
+    yield Text(percent(student.top1 if student else None))
+    yield Text(lead.title if lead else NONE)
+    yield Text(percent(lead.top1 if lead else None))
+    yield Text(number(lead.latency.p50_ms if lead and lead.latency else None))
+    yield Text(megabytes(lead.bytes if lead else None))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowChange:
     """One row that two reports have in common, B against A."""
@@ -69,6 +110,8 @@ class RowChange:
     top1: Difference | None
     latency: float | None
     """p50 of B over p50 of A."""
+    latency_ci95: Interval | None
+    """Its 95 % interval, where both were measured with one."""
     refusal: str
     """Why there is no latency ratio though both were measured."""
     size: float | None
@@ -90,15 +133,17 @@ def changes(a: Report, b: Report, *, across_hosts: bool = False) -> list[RowChan
         other = others.get(_identity(row))
         if other is None:
             continue
-        latency, refusal = None, ""
+        latency, ends, refusal = None, None, ""
         if row.latency and other.latency:
             refusal = "" if across_hosts else incomparable(row.latency, other.latency)
-            latency = None if refusal else other.latency.p50_ms / row.latency.p50_ms
+            if not refusal:
+                latency, ends = latency_ratio(row.latency, other.latency)
         change = RowChange(
             a=row,
             b=other,
             top1=difference(row, other, same_images=same_images),
             latency=latency,
+            latency_ci95=ends,
             refusal=refusal,
             size=other.bytes / row.bytes if row.bytes and other.bytes else None,
         )
@@ -133,6 +178,7 @@ def _versus(a: Report, b: Report, across_hosts: bool) -> Iterator[RenderableType
         )
     yield table
     yield from (Text(line, "dim") for line in _pairing(found))
+    yield from (Text(line, "dim") for line in _speeds(found))
     for name, report in (("A", a), ("B", b)):
         if told := setting(report):
             yield Text(f"{name}: {told}", "dim")
@@ -155,6 +201,20 @@ def _pairing(found: Sequence[RowChange]) -> Iterator[str]:
         which = [change.a.title for change in found if change.top1 and not change.top1.paired]
         rows = f" ({', '.join(which)})" if True in paired else ""
         yield f"95 % intervals are unpaired{rows}: the test images differ, or were not kept."
+
+
+def _speeds(found: Sequence[RowChange]) -> Iterator[str]:
+    """The intervals of the latency ratios, and what is in none of them."""
+    told = [
+        f"{change.a.title} {change.latency_ci95[0]:.2f} to {change.latency_ci95[1]:.2f}"
+        for change in found
+        if change.latency_ci95
+    ]
+    if told:
+        yield (
+            f"p50 B/A, 95 % intervals of the two processes: {'; '.join(told)}. A host that drifts "
+            "between two runs is in none of them: python -m benchmarks compare takes files in turn."
+        )
 
 
 def _ratio(value: float | None) -> str:

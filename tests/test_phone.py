@@ -689,7 +689,9 @@ def test_from_the_command_to_the_figures_in_the_report(open_page, run, finished,
             assert file.golden == (16, 16) and file.golden_fault is None
             assert file.images == 3 * 20 and file.top1 is not None
             assert abs(file.top1 - (file.here_top1 or 0)) <= 1 / file.images
-            assert file.n >= 20 and len(file.curve_ms) >= 2 and file.overhead_ms
+            # How many samples 0.3 s hold is the host's affair; too few of them are doubted.
+            assert file.n >= 1 and file.curve_ms and file.overhead_ms
+            assert file.n >= 20 or file.doubts
             assert (file.load_ms or 0) > 0 and (file.p99_ms or 0) >= (file.p50_ms or 0) > 0
     if (os.cpu_count() or 1) > 1:
         assert {file.how for file in report.phones[0].files} > {"wasm, 1 thread"}

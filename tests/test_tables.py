@@ -5,6 +5,7 @@ from rich.console import Console
 
 from benchmarks.stats import paired_difference
 from pipeline import tables
+from pipeline.stages import report as pages
 from tests.small_run import rescued, run_of_seeds, skipped, studied, studied_run, usual_run
 
 WIDTH = 100
@@ -41,6 +42,43 @@ def other(tmp_path):
 
 
 # ---- tables ----
+
+
+def test_all_runs_are_listed_the_latest_first(report, other, tmp_path):
+    home = tmp_path / "runs"
+    for found, date in ((report, "2026-11-01 10:00 UTC"), (other, "2026-11-02 10:00 UTC")):
+        dated = found.model_copy(update={"date": date})
+        pages.write(dated, home / found.run)
+    (home / "going" / "metrics").mkdir(parents=True)
+    (home / "torn").mkdir()
+    (home / "torn" / "report.json").write_text("{")
+    (home / ".store").mkdir()
+    text = printed(tables.runs(home))
+    assert max(len(line) for line in text.splitlines()) <= WIDTH
+    assert text.index("\n second ") < text.index(f"\n {report.run} ")
+    assert "going: no report: under way" in text and "torn: the report of run 'torn'" in text
+    assert ".store" not in text and "2026-11-02" in text
+
+
+def test_compare_tells_the_intervals_of_latency_ratios(report, other):
+    def timed(found, share):
+        rows = [
+            row.model_copy(
+                update={"latency": row.latency.model_copy(update={"p50_ci95": ends(row, share)})}
+            )
+            if row.latency
+            else row
+            for row in found.artifacts
+        ]
+        return found.model_copy(update={"artifacts": tuple(rows)})
+
+    def ends(row, share):
+        return row.latency.p50_ms / share, row.latency.p50_ms * share
+
+    told = " ".join(printed(tables.compare([timed(report, 1.03), timed(other, 1.04)])).split())
+    # Where both p50 are the same: exp of the root of log² 1.03 and log² 1.04, 1.050.
+    assert "onnx fp32 0.95 to 1.05" in told and "takes files in turn" in told
+    assert "intervals of the two" not in printed(tables.compare([report, other]))
 
 
 def test_show_fits_a_hundred_columns(run):
