@@ -17,34 +17,10 @@ from pipeline import settings as shared
 from pipeline.contract import Facts
 from pipeline.quantized import Quantized
 from pipeline.records import Artifact, Checkpoint, Platform, Precision, Result
+from pipeline.tolerances import TOLERANCES, Tolerance
 from runtime import Availability
 
 CHECKPOINT, QUANTIZED = "checkpoint", "quantized"
-
-
-class Tolerance(NamedTuple):
-    """How far a file's answers may be from the float student's before the run fails."""
-
-    difference: float
-    """Mean absolute difference of a logit (of probabilities: of their logarithms, centred), in
-    standard deviations of the student's logits. Answers that have nothing to do with one another
-    are 1.1 apart."""
-    drop: float
-    """Points of top-1 that may be lost for certain: the lower end of the paired 95 % interval."""
-
-
-TOLERANCES: Mapping[Precision, Tolerance] = {
-    # Rounding alone: quick's float32 files are off by 1e-6 at most. On ten trained students and 500
-    # test images each, pixels 13 levels too bright move the answers by 0.06 to 0.46, swapped
-    # colour channels by 0.48 to 0.74 (benchmarks/LOG.md).
-    "fp32": Tolerance(0.001, 0.1),
-    "fp16": Tolerance(0.03, 0.5),
-    # Compression is meant to cost something. These tell a faulty file from a costly one.
-    "int8": Tolerance(0.5, 3.0),
-    "w8a16": Tolerance(0.2, 1.0),
-    "w6a16": Tolerance(0.5, 5.0),
-    "w4a16": Tolerance(0.8, 30.0),
-}
 
 
 class FormatSettings(shared.Settings):
@@ -53,7 +29,7 @@ class FormatSettings(shared.Settings):
     max_difference: float | None = Field(default=None, gt=0)
     """Mean absolute difference of a logit from the float student's, in standard deviations of the
     student's logits, beyond which the run fails; by default the precision decides
-    (exporters/__init__.py)."""
+    (pipeline/tolerances.py)."""
     max_drop: float | None = Field(default=None, ge=0)
     """Points of top-1 beyond which a loss that is certain (95 %, paired) fails the run; by default
     the precision decides."""

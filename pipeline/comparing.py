@@ -1,17 +1,21 @@
 """Two rows side by side: what sets them apart, and why an int8 file is slower than a float one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, hypot, log
 
 from benchmarks.operators import CONVERSIONS, families
 from benchmarks.stats import Interval, paired_difference, unpaired_interval
 from pipeline.summary import ArtifactRow, LatencyRow, ModelRow, Report
-from pipeline.wording import condition, number
+from pipeline.tolerances import TOLERANCES
+from pipeline.wording import condition, number, percent
 
 OVERHEAD = 2
 """A profile that sums up to more than so many latencies shows mostly what profiling costs each
 operator (some 3 µs): they are that quick, and it cannot tell which is to blame."""
+AGREEMENT = 0.99
+"""Share of test images on which a file should name the student's class; a float file that does not
+is faulty."""
 AnyRow = ModelRow | ArtifactRow
 
 
@@ -91,6 +95,45 @@ def medians(a: LatencyRow, b: LatencyRow) -> str:
         return number(row.p50_ms) + (f" ({number(ends[0])}–{number(ends[1])})" if ends else "")
 
     return f"{told(b)} against {told(a)}"
+
+
+def share_of_tolerance(report: Report, row: ArtifactRow) -> float | None:
+    """How far its answers are from the student's, in what the run allowed; None where unknown.
+
+    More than 1 is no file that a run lets pass.
+    """
+    apart = row.parity.relative if row.parity else None
+    if apart is None:
+        return None
+    own = report.settings.get("export", {}).get(row.format)
+    allowed = own.get("max_difference") if isinstance(own, Mapping) else None
+    return apart / (allowed or TOLERANCES[row.precision].difference)
+
+
+def parity_fault(report: Report, row: ArtifactRow) -> str:
+    """Why its answers are not the student's; empty where nothing speaks against it."""
+    if row.parity is None:
+        return ""
+    if row.parity.max_abs_diff is None:
+        return "gave outputs that are not numbers"
+    if (share_of_tolerance(report, row) or 0) > 1:
+        return "is farther from the student than is allowed"
+    if row.precision in ("fp32", "fp16") and row.parity.top1_agreement < AGREEMENT:
+        return (
+            f"names the student's class on {percent(row.parity.top1_agreement)} % of the test "
+            "images only, which points to a faulty export"
+        )
+    return ""
+
+
+def comparable(rows: Sequence[AnyRow]) -> list[AnyRow]:
+    """Those of `rows` whose latencies may be compared: taken under the most common condition."""
+    timed = [(row, row.latency) for row in rows if row.latency]
+    kept = list[AnyRow]()
+    for _, first in timed:
+        alike = [row for row, each in timed if not incomparable(first, each)]
+        kept = max(kept, alike, key=len)
+    return kept
 
 
 def slow(report: Report) -> Iterator[str]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import plotly.graph_objects as go
 
 from pipeline import precision, wording
-from pipeline.comparing import AnyRow
 from pipeline.summary import ArtifactRow, EpochRow, Report
 
 GREY, BLUE, GREEN, ORANGE = "#7f868f", "#3b7dd8", "#2b966a", "#d2691e"
@@ -14,34 +13,8 @@ GREY, BLUE, GREEN, ORANGE = "#7f868f", "#3b7dd8", "#2b966a", "#d2691e"
 PRECISION = {"fp32": BLUE, "fp16": GREEN, "int8": ORANGE}
 """Of files that are timed; compressed weights with float16 arithmetic take that one's colour."""
 ROLE = {"teacher": (GREY, "dot"), "baseline": (ORANGE, "dash"), "student": (BLUE, "solid")}
-ROLE_SYMBOL = {"teacher": "diamond-open", "baseline": "square-open", "student": "circle-open"}
-SYMBOLS = ("circle", "square", "triangle-up", "diamond", "star", "triangle-down", "cross")
 MOST_KINDS = 10
 """Operator types that are drawn."""
-GLYPHS = dict(zip((*SYMBOLS, *ROLE_SYMBOL.values()), "●■▲◆★▼✚◇□○", strict=True))
-"""Plotly's symbols as text, for a legend that wraps on a phone."""
-
-
-def scatter(report: Report) -> go.Figure | None:
-    """Top-1 against p50 latency, of the rows measured under the most common condition."""
-    rows = comparable(report)
-    if not rows:
-        return None
-    figure = go.Figure()
-    front = pareto([row for row in rows if isinstance(row, ArtifactRow)])
-    line = {"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv"}
-    if len(front) > 1:
-        x, y = [_p50(row) for row in front], [100 * (row.top1 or 0) for row in front]
-        figure.add_scatter(x=x, y=y, mode="lines", name="Pareto front", line=line, hoverinfo="skip")
-    for row in rows:
-        figure.add_trace(_point(row, *_mark(report, row)))
-    style(figure, "latency, p50 ms", "top-1, %", 400)
-    figure.update_layout(showlegend=False)  # the page has its own, see `key`
-    times = [_p50(row) for row in rows]
-    if max(times) > 6 * min(times):
-        decades(figure)
-        figure.update_xaxes(title_text="latency, p50 ms (log scale)")
-    return figure
 
 
 def decades(figure: go.Figure, digits: Sequence[int] = (1, 2, 5)) -> None:
@@ -50,72 +23,8 @@ def decades(figure: go.Figure, digits: Sequence[int] = (1, 2, 5)) -> None:
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
 
 
-def comparable(report: Report) -> list[AnyRow]:
-    """The rows with both numbers, measured on one host under one profile: the most common one."""
-    rows = [row for row in report.rows if row.latency and row.top1 is not None]
-    conditions = [(row.latency.host, wording.condition(row.latency)) for row in rows if row.latency]
-    usual = max(conditions, key=conditions.count, default=None)
-    return [row for row, condition in zip(rows, conditions, strict=True) if condition == usual]
-
-
-def pareto(rows: Sequence[AnyRow]) -> list[AnyRow]:
-    """Those that no other row beats on both latency and top-1, fastest first."""
-    front: list[AnyRow] = []
-    for row in sorted(rows, key=lambda row: (_p50(row), -(row.top1 or 0))):
-        if not front or (row.top1 or 0) > (front[-1].top1 or 0):
-            front.append(row)
-    return front
-
-
-def _p50(row: AnyRow) -> float:
-    assert row.latency is not None
-    return row.latency.p50_ms
-
-
-def _mark(report: Report, row: AnyRow) -> tuple[str, str]:
-    """Colour and symbol: precision and format of a file, the role of a network."""
-    if not isinstance(row, ArtifactRow):
-        return GREY, ROLE_SYMBOL[row.role]
-    formats = list(dict.fromkeys(other.format for other in report.artifacts))
-    return PRECISION.get(row.precision, GREEN), SYMBOLS[formats.index(row.format) % len(SYMBOLS)]
-
-
-def key(report: Report) -> list[tuple[str, str, str]]:
-    """The legend of the scatter: colour, glyph and name of each mark."""
-    marks = [(*_mark(report, row), row.title) for row in comparable(report)]
-    return [(color, GLYPHS[symbol], title) for color, symbol, title in marks]
-
-
-def _point(row: AnyRow, color: str, symbol: str) -> go.Scatter:
-    assert row.latency is not None and row.top1 is not None
-    low, high = row.top1_ci95 or (row.top1, row.top1)
-    name = html.escape(row.title)
-    latency = row.latency
-    hover = (
-        f"<b>{name}</b><br>top-1 {wording.percent(row.top1)} % ({wording.interval(row.top1_ci95)})"
-        f"<br>p50 {wording.number(latency.p50_ms)} · p90 {wording.number(latency.p90_ms)}"
-        f" · p99 {wording.number(latency.p99_ms)} ms<br>{wording.megabytes(row.bytes)} MB"
-        f" · agreement {wording.percent(row.agreement)} %<extra></extra>"
-    )
-    return go.Scatter(
-        x=[latency.p50_ms],
-        y=[100 * row.top1],
-        name=name,
-        mode="markers",
-        marker={"color": color, "symbol": symbol, "size": 11, "line_color": color},
-        error_y={
-            "array": [100 * (high - row.top1)],
-            "arrayminus": [100 * (row.top1 - low)],
-            "color": color,
-            "thickness": 1.2,
-            "width": 3,
-        },
-        hovertemplate=hover,
-    )
-
-
-def operators(report: Report) -> go.Figure | None:
-    """Time by operator type, of the plain ONNX files; the types that take most."""
+def _profiled(report: Report) -> tuple[list[ArtifactRow], list[str]]:
+    """The plain ONNX files with a profile, and their operator types, those that take most first."""
     rows = [
         row
         for row in report.artifacts
@@ -125,7 +34,20 @@ def operators(report: Report) -> go.Figure | None:
     for row in rows:
         for kind, ms in (row.operators_ms or {}).items():
             spent[kind] = max(ms, spent.get(kind, 0))
-    kinds = sorted(spent, key=lambda kind: -spent[kind])[:MOST_KINDS]
+    return rows, sorted(spent, key=lambda kind: -spent[kind])
+
+
+def operator_table(report: Report) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
+    """Titles of the profiled files, and for each operator type the milliseconds in each file."""
+    rows, kinds = _profiled(report)
+    times = [(kind, [(row.operators_ms or {}).get(kind) for row in rows]) for kind in kinds]
+    return [row.title for row in rows], times
+
+
+def operators(report: Report) -> go.Figure | None:
+    """Time by operator type, of the plain ONNX files; the types that take most."""
+    rows, kinds = _profiled(report)
+    kinds = kinds[:MOST_KINDS]
     if not kinds:
         return None
     figure = go.Figure()

@@ -168,6 +168,63 @@ def predicted_rows(report: Report) -> list[PredictedRow]:
     ]
 
 
+class Column(NamedTuple):
+    """A device whose predictions stand in the table of files."""
+
+    device: str
+    runtime: str
+    unit: str
+    threads: int | None
+
+    @property
+    def title(self) -> str:
+        """For a column's head."""
+        return f"{device(self.device)} {self.unit}"
+
+    def of(self, row: ArtifactRow) -> Prediction | None:
+        """What is predicted of `row` there."""
+        return next((found for found in row.predicted if _column(found) == self), None)
+
+
+def _column(found: Prediction) -> Column:
+    return Column(found.device, found.runtime, found.unit, found.threads)
+
+
+def columns(report: Report) -> list[Column]:
+    """One device a kind of unit, CPUs first: the one known best (narrowest 80 % interval) for the
+    files' own runtime. The others stand in the section on phones."""
+    best: dict[str, Prediction] = {}
+    for _, found in predicted(report):
+        if found.runtime == "onnxruntime":
+            known = best.setdefault(found.unit, found)
+            best[found.unit] = min(known, found, key=_spread)
+    return [_column(best[unit]) for unit in sorted(best)]
+
+
+def _spread(found: Prediction) -> float:
+    low, high = found.interval80
+    return round(high / low, 6)  # those of one fit are equal: the first of them
+
+
+def predicted_cell(found: Prediction | None) -> tuple[str, str] | None:
+    """Latency and its 80 % interval, to be read."""
+    return found and (number(found.latency_ms), _range(found.interval80))
+
+
+def columns_note(report: Report) -> str:
+    """What the predicted columns show; "" without any."""
+    shown = columns(report)
+    if not shown:
+        return ""
+    found = [each for column in shown for row in report.artifacts if (each := column.of(row))]
+    beyond = any(each.outside for each in found)
+    promise = "; this network lies beyond those, so that even the interval promises nothing"
+    return (
+        "In italics: predicted from the file’s graph with an 80 % interval, by latencies that "
+        f"others published of other networks; nothing ran there{promise * beyond}."
+    )
+
+
 def _range(ends: tuple[float, float]) -> str:
     return f"{number(ends[0])}–{number(ends[1])}"
 

@@ -14,6 +14,7 @@ from benchmarks.stats import Interval
 from pipeline import elsewhere, precision, summary
 from pipeline.comparing import AnyRow, Difference, difference, incomparable, latency_ratio
 from pipeline.errors import StoreError
+from pipeline.recommending import recommend
 from pipeline.summary import ModelRow, Report
 from pipeline.timings import hosts
 from pipeline.verdict import headline, lead_pairs, warnings
@@ -41,7 +42,7 @@ def _table(*columns: str, title: str = "") -> Table:
 
 
 def show(report: Report) -> RenderableType:
-    """The verdict, the table of models and files, what is missing and why; for 100 columns."""
+    """What to ship, the verdict, the table of rows, what is missing and why; for 100 columns."""
     table = _table(
         report.run, "top-1 %", "95 %", "agree %", "p50 ms", "p90 ms", "p99 ms", "load ms", "MB"
     )
@@ -54,6 +55,10 @@ def show(report: Report) -> RenderableType:
             *(number(times and times.p99_ms), number(row.load_ms), megabytes(row.bytes)),
         )
     lines = [
+        Text.assemble((f"{each.target.name}: {each.title}. ", "bold"), each.why)
+        for each in recommend(report)
+    ]
+    lines += [
         Text.assemble((finding.claim, "bold"), " ", finding.evidence)
         for finding in headline(report)
     ]

@@ -3,13 +3,23 @@
 Terminal, HTML and Markdown all take them from here, so that nobody reads two verdicts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from benchmarks.stats import Interval
 from pipeline import elsewhere, on_device, precision, timings
-from pipeline.comparing import difference, incomparable, medians, slow, speed
+from pipeline.comparing import (
+    AGREEMENT,
+    difference,
+    incomparable,
+    medians,
+    share_of_tolerance,
+    slow,
+    speed,
+)
 from pipeline.summary import ArtifactRow, OverSeeds, Report
+from pipeline.tolerances import NEAR
 from pipeline.wording import (
+    FORMAT_NAMES,
     NONE,
     Finding,
     enumerated,
@@ -18,21 +28,12 @@ from pipeline.wording import (
     percent,
     points,
     points_interval,
+    predicates,
     probability,
     setting,
 )
 
-FORMAT_NAMES = {
-    "onnx": "ONNX Runtime",
-    "ort": "ONNX Runtime Mobile",
-    "coreml": "Core ML",
-    "litert": "LiteRT",
-    "executorch": "ExecuTorch",
-    "tensorrt": "TensorRT",
-    "tensorrt_rtx": "TensorRT for RTX",
-}
 FEW_IMAGES = 1000
-AGREEMENT = 0.99
 
 
 def headline(report: Report) -> list[Finding]:
@@ -169,24 +170,14 @@ def _int8(plain: ArtifactRow, int8: ArtifactRow) -> Finding:
         return Finding("", "")
     details = "; ".join(evidence)
     return Finding(
-        f"Against {plain.precision}, {int8.title} {_listed(claims)}.",
+        f"Against {plain.precision}, {int8.title} {predicates(claims)}.",
         f"{details[0].upper()}{details[1:]}. {precision.fp16_note([plain])}".rstrip(),
     )
 
 
-def _listed(claims: Sequence[tuple[str, str]]) -> str:
-    """Pairs of verb and claim as "takes 1.5× as long, is 3.7× smaller and less accurate"."""
-    verbs = ["", *(verb for verb, _ in claims)]
-    told = [
-        claim if verb == before else f"{verb} {claim}"
-        for before, (verb, claim) in zip(verbs, claims, strict=False)
-    ]
-    return enumerated(told)
-
-
 def warnings(report: Report) -> list[str]:
     """What a reader must know before believing or shipping, in plain words."""
-    faults = [*_unlike(report), *_not_numbers(report)]
+    faults = [*_unlike(report), *_not_numbers(report), *_near(report)]
     int8 = (*precision.warnings(report), *elsewhere.warnings(report), *slow(report))
     return [
         *_doubts(report),
@@ -244,6 +235,21 @@ def _not_numbers(report: Report) -> Iterator[str]:
     for row in report.artifacts:
         if row.parity and row.parity.max_abs_diff is None:
             yield f"{row.title} gave outputs that are not numbers."
+
+
+def _near(report: Report) -> Iterator[str]:
+    """Files whose answers are nearly as far from the student's as would have ended the run."""
+    for row in report.artifacts:
+        share = share_of_tolerance(report, row)
+        if share is not None and share > NEAR:
+            yield (
+                f"{row.title} is near the limit of parity: its answers are {100 * share:.0f} % as "
+                "far from the student's as is allowed, and files of this kind that work stay far "
+                "below."
+                if share <= 1
+                else f"{row.title} is beyond the limit of parity: its answers are {share:.1f} "
+                "times as far from the student's as is allowed."
+            )
 
 
 def _unseen(report: Report) -> Iterator[str]:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 import models
 from benchmarks.stats import paired_difference
-from exporters import Tolerance
 from pipeline import departure
 from pipeline.context import Context
 from pipeline.errors import PipelineError, VerificationError
@@ -25,6 +24,7 @@ from pipeline.machine import cores
 from pipeline.records import Artifact, Checkpoint, Dataset, Measurement
 from pipeline.stages.export import Export
 from pipeline.stages.measure import answers, relative_difference
+from pipeline.tolerances import Tolerance
 
 LOOKED_INTO = 16
 """Test images whose way through the layers is followed."""

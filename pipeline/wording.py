@@ -1,16 +1,25 @@
 """Numbers and facts as people read them: what all pages and tables share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.stats import Interval
-from pipeline.summary import LatencyRow, ModelRow, ParityRow, Report
+from pipeline.summary import ArtifactRow, LatencyRow, ModelRow, ParityRow, Report
 
 NONE = "–"
 """Shown where there is no number."""
 LONG = 20
 """Rows of a table shown at once; the others are folded away."""
+FORMAT_NAMES = {
+    "onnx": "ONNX Runtime",
+    "ort": "ONNX Runtime Mobile",
+    "coreml": "Core ML",
+    "litert": "LiteRT",
+    "executorch": "ExecuTorch",
+    "tensorrt": "TensorRT",
+    "tensorrt_rtx": "TensorRT for RTX",
+}
 
 
 class Finding(NamedTuple):
@@ -119,16 +128,31 @@ def by_reason(report: Report, *, executed: bool = False) -> list[tuple[str, str]
 
     With `executed` only of those that were executed all the same.
     """
+    rows = [row for row in report.rows if row.skipped and (row.top1 is not None or not executed)]
+    return [(titles, reason) for titles, reason, _ in by_skipped(rows)]
+
+
+def by_skipped(rows: Iterable[ModelRow | ArtifactRow]) -> list[tuple[str, str, int]]:
+    """The reason that `rows` share: titles, reason, how many they are."""
     found: dict[str, list[str]] = {}
-    for row in report.rows:
-        if row.skipped and (row.top1 is not None or not executed):
-            found.setdefault(row.skipped, []).append(row.title)
-    return [(enumerated(titles), reason) for reason, titles in found.items()]
+    for row in rows:
+        found.setdefault(row.skipped or "no reason is known", []).append(row.title)
+    return [(enumerated(titles), reason, len(titles)) for reason, titles in found.items()]
 
 
 def enumerated(names: Sequence[str], last: str = "and") -> str:
     """As "a, b and c"."""
     return f" {last} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def predicates(claims: Sequence[tuple[str, str]]) -> str:
+    """Pairs of verb and claim as "takes 1.5× as long, is 3.7× smaller and less accurate"."""
+    verbs = ["", *(verb for verb, _ in claims)]
+    told = [
+        claim if verb == before else f"{verb} {claim}"
+        for before, (verb, claim) in zip(verbs, claims, strict=False)
+    ]
+    return enumerated(told)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -215,11 +215,14 @@ def usual_run(folder: Path, **more) -> SmallRun:
     run.add_model("teacher", 60, 40.0)
     run.add_model("baseline", 130, 9.0)
     student = run.add_model("student", 100, 9.0)
-    run.add_artifact("onnx", "fp32", 8_900_000, run.measured("a", student, 3.0, student))
+    here = {"platforms": ("android", "web")}
+    run.add_artifact("onnx", "fp32", 8_900_000, run.measured("a", student, 3.0, student), **here)
     int8 = run.logits(0, base=student, flips=6)
-    run.add_artifact("onnx", "int8", 2_400_000, run.measured("b", int8, 1.3, student))
-    run.add_artifact("coreml", "fp16", 4_500_000, Measurement(skipped="needs macOS"))
-    run.add_artifact("tensorrt", "int8", None, Measurement(), skipped="needs a GPU to build")
+    run.add_artifact("onnx", "int8", 2_400_000, run.measured("b", int8, 1.3, student), **here)
+    unseen = Measurement(skipped="needs macOS")
+    run.add_artifact("coreml", "fp16", 4_500_000, unseen, platforms=("ios",))
+    none = {"skipped": "needs a GPU to build", "platforms": ("nvidia",)}
+    run.add_artifact("tensorrt", "int8", None, Measurement(), **none)
     return run
 
 

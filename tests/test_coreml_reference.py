@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import models
-from exporters import TOLERANCES
 from exporters import coreml as exporter
 from pipeline.records import InputSpec
+from pipeline.tolerances import TOLERANCES
 from runtime import coreml_reference, for_file
 from tests.coreml_files import (
     LABELS,

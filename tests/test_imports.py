@@ -13,7 +13,7 @@ ROOMS = ("pipeline", "exporters", "runtime", "models", "benchmarks")
 LEVELS = (
     "pipeline.errors pipeline.records pipeline.machine pipeline.progress pipeline.emulated",
     "pipeline.settings pipeline.team pipeline.quantized pipeline.emulators pipeline.contract "
-    "pipeline.mobile pipeline.phones",
+    "pipeline.mobile pipeline.phones pipeline.tolerances",
     "pipeline.store pipeline.images pipeline.fetching",
     "models",
     "runtime",
@@ -34,8 +34,8 @@ LEVELS = (
     "pipeline.summary",
     "pipeline.assemble pipeline.wording pipeline.imported pipeline.supplied",
     "pipeline.comparing pipeline.precision pipeline.elsewhere pipeline.timings pipeline.on_device",
-    "pipeline.verdict pipeline.figures",
-    "pipeline.device_figures",
+    "pipeline.verdict pipeline.figures pipeline.speeds",
+    "pipeline.device_figures pipeline.tradeoffs pipeline.recommending",
     "pipeline.tables pipeline.stages.report",
     "pipeline.bundle pipeline.gate",
     "pipeline.flow pipeline.exporting pipeline.doctor benchmarks.targets "
@@ -59,7 +59,8 @@ PACKAGES = {"pipeline", "pipeline.stages"}
 TELLING = (
     *("pipeline.summary", "pipeline.assemble", "pipeline.wording", "pipeline.comparing"),
     *("pipeline.precision", "pipeline.elsewhere", "pipeline.timings", "pipeline.on_device"),
-    *("pipeline.verdict", "pipeline.figures", "pipeline.device_figures"),
+    *("pipeline.verdict", "pipeline.speeds", "pipeline.recommending"),
+    *("pipeline.figures", "pipeline.device_figures", "pipeline.tradeoffs"),
     *("pipeline.tables", "pipeline.stages.report", "pipeline.bundle"),
 )
 """What tells of results knows nothing of how they are made: beyond one another these import

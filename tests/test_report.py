@@ -211,7 +211,12 @@ def test_markup_in_a_variant_stays_text_in_the_figure(run):
 
 
 def test_the_answer_comes_first(page):
-    text = re.sub(r"<[^>]+>", "", page.split("<h2>")[0]).replace("\u00a0", " ")
+    section = page.split("<h2>What to ship</h2>")[1].split("</section>")[0]
+    text = re.sub(r"<[^>]+>", "", section).replace("\u00a0", " ")
+    assert re.findall("<dt>(.*?)</dt>", section) == ["Android CPU", "iOS", "NVIDIA", "Browser"]
+    assert "onnx int8 bundle/onnx-int8.bin The fastest on this host of 2 ONNX Runtime files" in text
+    assert "coreml fp16 was exported, not run here, so unverified: needs macOS." in text
+    assert "tensorrt int8: needs a GPU to build." in text
     assert "Distillation gained 2.50 points of top-1." in text
     assert "91.67 % against 89.17 % for the same network trained alone" in text
     assert "Against fp32, onnx int8 is 2.3× as fast, 3.7× smaller and" in text
@@ -224,7 +229,7 @@ def test_both_pages_set_the_gain_beside_student_teacher_and_seeds(tmp_path):
         assert "mobilenet_v2, 2.24 M parameters, 6.50 M MACs; teacher 95.00 %." in text
         assert "Over 3 seeds: mean gain +2.50 points, 95 % interval +1.26 to +3.74" in text
         assert "every file, are of seed 0: the first named, not the best." in text
-    table = pages.to_html(report).split("<h2>Over seeds</h2>")[1].split("</table>")[0]
+    table = pages.to_html(report).split("<h3>Over seeds</h3>")[1].split("</table>")[0]
     rows = re.findall(r"<tr>(.*?)</tr>", table)
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows[1:]]
     assert [tuple(row) for row in cells] == verdict.seed_rows(report)
@@ -235,7 +240,7 @@ def test_both_pages_set_the_gain_beside_student_teacher_and_seeds(tmp_path):
 
 
 def test_one_seed_has_no_table_of_seeds(page, report):
-    assert "<h2>Over seeds</h2>" not in page and "| Seed |" not in pages.to_markdown(report)
+    assert "Over seeds" not in page and "| Seed |" not in pages.to_markdown(report)
 
 
 def test_both_pages_show_loss_and_validation_of_the_training(page, report):
@@ -289,68 +294,12 @@ def test_markdown_repeats_the_command_to_the_letter(report):
     assert lines[at + 1] == "    a'"
 
 
-def test_markdown_has_the_golden_shape(report):
-    lines = pages.to_markdown(report).splitlines()
-    assert lines[0] == "## quick"
-    assert lines[2].startswith("**Distillation gained 2.50 points of top-1.** 91.67 % against")
-    assert lines[4].startswith("**Against fp32, onnx int8 is 2.3× as fast")
-    assert lines[6] == "- ⚠ Exported but not run here, so unverified: coreml fp16."
-    table = [line for line in lines if line.startswith("| ")][:9]
-    assert table == [
-        "| | Top-1 % | 95 % interval | Agreement % | Difference, mean / max | p50 ms | p90 ms "
-        "| p99 ms | Load ms | Peak MB | Size MB |",
-        "| :-- | --: | :-: | --: | :-: | --: | --: | --: | --: | --: | --: |",
-        "| teacher (PyTorch) | 95.00 | 93.62–96.10 | 96.67 | – | 40.0 | 44.0 | 52.0 | 12.0 | 61.0 "
-        "| 0.008 |",
-        "| baseline (PyTorch) | 89.17 | 87.28–90.80 | 97.50 | – | 9.00 | 9.90 | 11.7 | 12.0 | 61.0 "
-        "| 0.008 |",
-        "| student (PyTorch) | 91.67 | 89.97–93.10 | 100.00 | – | 9.00 | 9.90 | 11.7 | 12.0 | 61.0 "
-        "| 0.008 |",
-        "| onnx fp32 | 91.67 | 89.97–93.10 | 100.00 | 0 / 0 | 3.00 | 3.30 | 3.90 | 12.0 | 61.0 "
-        "| 8.90 |",
-        table[6],
-        "| coreml fp16 | – | – | – | – | – | – | – | – | – | 4.50 |",
-        "| tensorrt int8 | – | – | – | – | – | – | – | – | – | – |",
-    ]
-    assert table[6].startswith("| onnx int8 | ") and re.search(
-        r"\| 99\.50 \| 0\.\d+ / \S+ \| 1\.30 \|", table[6]
-    )
-    assert "- coreml fp16: needs macOS" in lines
-    assert "    python -m pipeline run pipeline/configs/quick.toml" in lines
-    assert lines[-1] == "</details>"
-
-
-def test_the_front_keeps_what_nothing_beats(run, report):
-    front = figures.pareto([row for row in report.artifacts if row.latency])
-    assert front[0].title == "onnx int8"
-    slow = run.measured("slow", run.logits(200), 5.0)
-    run.add_artifact("ort", "fp32", 10, slow)
-    front = figures.pareto([row for row in run.report().artifacts if row.latency])
-    assert "ort fp32" not in [row.title for row in front]
-
-
-def test_the_scatter_shows_one_host_only(run):
-    elsewhere = run.measured("else", run.logits(100), 5.0)
-    latency = elsewhere.latency.model_copy(update={"host": "another"})
-    run.add_artifact("ort", "fp32", 10, elsewhere.model_copy(update={"latency": latency}))
-    titles = [row.title for row in figures.comparable(run.report())]
-    assert "ort fp32" not in titles and "onnx fp32" in titles
-    assert [title for _, _, title in figures.key(run.report())] == titles
-
-
-def test_the_figures_hold_the_numbers(report):
-    scatter, curves = figures.scatter(report), figures.curves(report)
-    assert scatter is not None and curves is not None
-    figure = json.loads(str(scatter.to_json()))
-    points = {trace["name"]: trace for trace in figure["data"]}
-    assert points["onnx fp32"]["x"] == [3.0]
-    assert points["onnx fp32"]["y"] == pytest.approx([100 * 1100 / 1200])
-    assert points["onnx fp32"]["error_y"]["array"][0] > 0
+def test_the_curves_hold_the_numbers(report):
+    curves, losses = figures.curves(report), figures.losses(report)
+    assert curves is not None and losses is not None
     lines = json.loads(str(curves.to_json()))["data"]
     assert [trace["name"] for trace in lines] == ["teacher", "baseline", "student"]
     assert lines[0]["y"] == pytest.approx([50.0, 75.0, 100 * (1 - 0.5 / 3)])
-    losses = figures.losses(report)
-    assert losses is not None
     assert json.loads(str(losses.to_json()))["data"][2]["y"] == pytest.approx([1, 1 / 2, 1 / 3])
 
 
@@ -400,26 +349,6 @@ def test_a_network_that_was_not_measured_says_why(run):
     checkpoint, _ = run.models[0]
     run.models[0] = (checkpoint, Measurement(skipped="out of memory"))
     assert "<span>out of memory</span>" in pages.to_html(run.report())
-
-
-def luminance(color):
-    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(a, b):
-    low, high = sorted((luminance(a), luminance(b)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_colours_can_be_told_from_the_page_in_light_and_dark(page):
-    light, dark = re.findall(r"--page: (#\w{6});", page)
-    for color in (figures.GREY, figures.BLUE, figures.GREEN, figures.ORANGE):
-        assert contrast(color, light) >= 3 and contrast(color, dark) >= 3  # WCAG 1.4.11
-    for name in ("ink", "soft"):
-        on_light, on_dark = re.findall(rf"--{name}: (#\w{{6}});", page)
-        assert contrast(on_light, light) >= 4.5 and contrast(on_dark, dark) >= 4.5  # 1.4.3
 
 
 def test_nothing_here_imports_torch():

@@ -22,7 +22,26 @@ PROBE = """<p id="seen"></p><script>
 window.addEventListener("load", function () {
   var root = document.querySelector("iframe").contentDocument.documentElement;
   document.getElementById("seen").textContent = "width " + root.clientWidth + " of "
-    + root.scrollWidth + ", marks " + root.querySelectorAll("#scatter .point").length;
+    + root.scrollWidth + ", marks " + root.querySelectorAll("#latency .point").length;
+});
+</script>"""
+
+
+SORT = """<p id="seen"></p><script>
+window.addEventListener("load", function () {
+  var page = document.querySelector("iframe").contentDocument, told = [];
+  var heads = Array.from(page.querySelectorAll(".sortable thead th"));
+  function look() {
+    told.push(heads.map(function (head) {
+      return head.getAttribute("aria-sort") || "-";
+    }).join(" "));
+    told.push(Array.from(page.querySelectorAll(".sortable tbody tr")).map(function (row) {
+      return row.cells[0].firstChild.textContent.trim();
+    }).join(", "));
+  }
+  look();
+  ORDER.forEach(function (column) { heads[column].querySelector("button").click(); look(); });
+  document.getElementById("seen").textContent = told.join("; ");
 });
 </script>"""
 
@@ -58,22 +77,52 @@ def browse(folder, tmp_path):
     return go
 
 
+def framed(folder, name, probe):
+    """A page around the report that runs `probe` on it."""
+    page = html.escape((folder / "report.html").read_text(encoding="utf-8"))
+    frame = f'<iframe srcdoc="{page}" style="width:390px;height:800px;border:0"></iframe>'
+    (folder / name).write_text(f"<!doctype html>{frame}{probe}", encoding="utf-8")
+    return name
+
+
 def test_text_and_plots_are_there(browse):
     page = browse("report.html", "--dump-dom")
     assert "Distillation gained 2.50" in page
-    for name in ("scatter", "curves", "layers"):
+    for name in ("latency", "size", "curves", "layers"):
         drawn = page.split(f'id="{name}"')[1].split("<figcaption")[0]
         assert 'class="main-svg"' in drawn
-    assert page.split('id="scatter"')[1].count('class="errorbar"') == 5
+    assert page.split('id="latency"')[1].split('id="size"')[0].count('class="errorbar"') == 5
     bars = page.split('id="layers"')[1].split("<figcaption")[0]
     assert bars.count('<g class="point">') == 20
 
 
 def test_a_phone_needs_no_sideways_scroll(browse, folder):
-    page = html.escape((folder / "report.html").read_text(encoding="utf-8"))
-    frame = f'<iframe srcdoc="{page}" style="width:390px;height:800px;border:0"></iframe>'
-    (folder / "frame.html").write_text(f"<!doctype html>{frame}{PROBE}", encoding="utf-8")
+    framed(folder, "frame.html", PROBE)
     assert "width 390 of 390, marks 5" in browse("frame.html", "--dump-dom").split('id="seen"')[1]
+
+
+def test_the_table_is_sorted_by_a_click_within_its_groups(browse, folder):
+    name = framed(folder, "sort.html", SORT.replace("ORDER", "[5, 5, 5, 0, 2]"))
+    told = browse(name, "--dump-dom").split('<p id="seen">')[1].split("</p>")[0].split("; ")
+    marks, rows = told[::2], told[1::2]
+    networks, files = "Networks in PyTorch, eager, ", "Exported files, "
+    asis = "teacher, baseline, student, ", "onnx fp32, onnx int8, coreml fp16, tensorrt int8"
+    none = ["-"] * len(marks[0].split())
+    assert rows[0] == networks + asis[0] + files + asis[1] and marks[0].split() == none
+    # by size: of networks all are equal; what has none comes last, up and down
+    assert rows[1] == f"{networks}{asis[0]}{files}onnx int8, coreml fp16, onnx fp32, tensorrt int8"
+    assert rows[2] == f"{networks}{asis[0]}{files}onnx fp32, coreml fp16, onnx int8, tensorrt int8"
+    assert [line.split()[5] for line in marks[1:4]] == ["ascending", "descending", "-"]
+    assert rows[3] == rows[0]  # the third click
+    # by name; then by latency, whose mark stands alone
+    assert rows[4] == (
+        f"{networks}baseline, student, teacher, {files}coreml fp16, onnx fp32, onnx int8, "
+        "tensorrt int8"
+    )
+    assert rows[5].startswith(
+        f"{networks}baseline, student, teacher, {files}onnx int8, onnx fp32, "
+    )
+    assert marks[5].split() == [*none[:2], "ascending", *none[3:]]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

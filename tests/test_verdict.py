@@ -292,6 +292,27 @@ def test_low_agreement_is_a_warning_and_worse_for_a_float_file(run):
     ]
 
 
+@pytest.mark.parametrize(
+    ("relative", "settings", "told"),
+    [
+        (0.24, {}, None),
+        (0.26, {}, "onnx int8 is near the limit of parity: its answers are 52 % as far from the "),
+        (0.26, {"max_difference": 1.0}, None),
+        (0.09, {"max_difference": 0.1}, "onnx int8 is near the limit of parity: its answers are 9"),
+        (0.75, {}, "onnx int8 is beyond the limit of parity: its answers are 1.5 times as far"),
+        (None, {}, None),
+    ],
+)
+def test_parity_near_its_limit_is_a_warning(run, relative, settings, told):
+    report = run.report(settings={"export": {"formats": ["onnx"], "onnx": settings}})
+    rows = list(report.artifacts)
+    parity = rows[1].parity.model_copy(update={"relative": relative})
+    rows[1] = rows[1].model_copy(update={"parity": parity})
+    changed = report.model_copy(update={"artifacts": tuple(rows)})
+    found = [text for text in verdict.warnings(changed) if "limit of parity" in text]
+    assert [text.startswith(told or "") for text in found] == [True] * bool(told)
+
+
 def test_a_useless_teacher_is_a_warning(run):
     checkpoint, _ = run.models[0]
     run.models[0] = (checkpoint, run.measured("teacher", run.logits(200), 40.0))

@@ -6,6 +6,7 @@ a network: plotly.js is inlined, and colours follow the reader's light or dark s
 
 import os
 import re
+import shlex
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from pipeline import (
     figures,
     on_device,
     precision,
+    recommending,
     timings,
+    tradeoffs,
     verdict,
     wording,
 )
@@ -28,20 +31,24 @@ from pipeline.store import writing
 from pipeline.summary import FILE, EpochRow, Report
 from pipeline.wording import LONG
 
-VERSION = 2
+VERSION = 3
 """Raised when the pages tell more of the same results: those of finished runs are made anew."""
 PAGES = ("report.html", "report.md", FILE)
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
-NUMBERS = ("number", "percent", "interval", "apart", "megabytes", "points", "network", "effort")
+NUMBERS = (
+    *("number", "percent", "interval", "apart", "megabytes", "points", "points_interval"),
+    *("probability", "network", "effort"),
+)
 """What templates may say of numbers, from `wording`."""
 FIGURES = {
-    "scatter": figures.scatter,
-    "operators": figures.operators,
+    "latency": tradeoffs.latency,
+    "size": tradeoffs.size,
     "phones": device_figures.phones,
     "sustained": device_figures.sustained,
     "curves": figures.curves,
     "losses": figures.losses,
     "layers": figures.layers,
+    "operators": figures.operators,
 }
 """By the ids of their places on the page."""
 
@@ -109,9 +116,12 @@ def _render(template: str, report: Report, **more: Any) -> str:
         {name: getattr(wording, name) for name in NUMBERS},
         md=escape_markdown,
         tied=tied,
+        predicted_cell=on_device.predicted_cell,
     )
     return page.get_template(template).render(
         report=report,
+        answers=recommending.recommend(report),
+        rule=recommending.RULE,
         headline=verdict.headline(report),
         warnings=verdict.warnings(report),
         hosts=timings.hosts(report),
@@ -125,7 +135,12 @@ def _render(template: str, report: Report, **more: Any) -> str:
         predicted=on_device.predicted_rows(report),
         predicted_note=on_device.predicted_note(report),
         file_notes=precision.file_notes(report),
-        key=figures.key(report),
+        columns=on_device.columns(report),
+        columns_note=on_device.columns_note(report),
+        key=tradeoffs.key(report),
+        operator_table=figures.operator_table(report),
+        commands=commands(report),
+        executed_by=list(dict.fromkeys(filter(None, (r.evaluated_with for r in report.rows)))),
         curve_table=curve_rows(report),
         reasons=wording.by_reason(report),
         shown_apart=wording.by_reason(report, executed=True),
@@ -191,6 +206,29 @@ def class_noise(report: Report) -> tuple[int, float] | None:
         return None
     typical = sorted(counts)[len(counts) // 2]
     return (typical, 1.96 * sqrt(student.top1 * (1 - student.top1) / typical)) if typical else None
+
+
+def commands(report: Report) -> list[tuple[str, str]]:
+    """What to type: to run it again, to check the files, to measure and to hold a change to it."""
+    run = shlex.quote(report.run)
+    return [
+        (
+            "The run, in a clone with its .venv; what is kept in the store is not done again:",
+            report.command,
+        ),
+        ("These pages, from report.json:", f"python -m pipeline report {run}"),
+        (
+            "Checksums and golden answers of the bundle, on any machine with a runtime:",
+            f"cd runs/{run}/bundle && python selftest.py",
+        ),
+        ("The latencies, here:", f"python -m benchmarks latency {run}"),
+        (
+            "On a phone: in its browser, or over a cable with a benchmark program that you bring:",
+            f"python -m benchmarks phone {run}\n"
+            f"python -m benchmarks adb {run} --binary onnxruntime_perf_test",
+        ),
+        ("Another run against this one:", f"python -m pipeline compare {run} OTHER"),
+    ]
 
 
 def curve_rows(report: Report) -> list[tuple[int, list[EpochRow | None]]]:

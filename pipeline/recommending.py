@@ -1,0 +1,283 @@
+"""The answer: which file to ship to whom, and why, as a pure function of the `Report`.
+
+Only files that are there and whose accuracy was measured are recommended. Of those that keep the
+accuracy of the target's best the fastest is named, by the best evidence that compares them: a
+phone's own figures, then predictions for one, then this host's latency. Files that are not
+certainly slower count as equal, and of equals the smallest is named; so it is where nothing was
+timed. `RULE` says that on the page.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from typing import NamedTuple
+
+from pipeline import on_device
+from pipeline.comparing import Difference, difference, parity_fault
+from pipeline.records import Platform
+from pipeline.speeds import Speeds, best_speeds, on_phones
+from pipeline.summary import ArtifactRow, Report
+from pipeline.wording import (
+    FORMAT_NAMES,
+    by_skipped,
+    enumerated,
+    megabytes,
+    percent,
+    points,
+    points_interval,
+    predicates,
+)
+
+CERTAIN = 0.2
+"""Points of top-1 that a file may lose for certain (paired, 95 %) and still keep the accuracy; as
+between two CPUs (`records.APART`)."""
+MEASURED = 1.0
+"""Points that it may lose as measured: with few test images nothing is certain, and that must not
+let everything pass."""
+SMALLER = 1.1
+"""How many times smaller a file must be for that to be worth telling."""
+MORE = 0.0005
+"""By how much more accurate, as a share, for that to be."""
+RULE = (
+    f"A file keeps the accuracy if its top-1 is not certainly more than {CERTAIN:g} points below "
+    "that of the best file for the same target (paired over the test images, 95 %), and not more "
+    f"than {MEASURED:g} as measured. Of these the fastest is named, by a phone’s own figures, by "
+    "predictions or by this host’s latency, whichever comes first and compares them; of files that "
+    "are not certainly slower, and where nothing is timed, the smallest. What was not run here, or "
+    "does not answer as the student does, is never named."
+)
+
+
+class Target(NamedTuple):
+    """Where files are shipped to."""
+
+    name: str
+    platform: Platform
+    formats: tuple[str, ...]
+    """Those that make files for it."""
+    first: tuple[str, ...] = ()
+    """Formats that go before the others where there is such a file, however fast those are here."""
+    why_first: str = ""
+
+
+TARGETS = (
+    Target("Android CPU", "android", ("litert", "executorch", "ort", "onnx")),
+    Target(
+        *("iOS", "ios", ("coreml", "ort", "executorch"), ("coreml",)),
+        "Core ML alone needs no runtime in the app and may use the Neural Engine",
+    ),
+    Target(
+        *("NVIDIA", "nvidia", ("tensorrt", "tensorrt_rtx", "onnx"), ("tensorrt", "tensorrt_rtx")),
+        "TensorRT compiles for the very GPU",
+    ),
+    Target("Browser", "web", ("onnx",)),
+)
+
+
+class Recommendation(NamedTuple):
+    """The answer for one target."""
+
+    target: Target
+    row: ArtifactRow | None
+    """None where nothing can be recommended."""
+    why: str
+    """A sentence: what sets it apart; or that there is nothing."""
+    evidence: str
+    """A sentence: its figures; or what is missing."""
+    instead: str = ""
+    """What another file would give and cost, where that is a real trade."""
+
+    @property
+    def title(self) -> str:
+        """What to ship."""
+        return self.row.title if self.row else "none"
+
+    @property
+    def path(self) -> str | None:
+        """Where it lies in the run's folder: its copy in the target's part of the bundle."""
+        if self.row is None or self.row.path is None:
+            return None
+        bundle, *parts = self.row.path.split("/")
+        if len(parts) > 1 and parts[0] in self.row.platforms:
+            parts[0] = self.target.platform
+        return "/".join((bundle, *parts))
+
+
+def recommend(report: Report) -> list[Recommendation]:
+    """One a target, in the order of `TARGETS`."""
+    return [_for(report, target) for target in TARGETS]
+
+
+def _for(report: Report, target: Target) -> Recommendation:
+    rows = [row for row in report.artifacts if _is_for(row, target)]
+    there = [row for row in rows if row.path]
+    faults = {row.title: _fault(report, target, row) for row in there}
+    sound = [row for row in there if row.top1 is not None and not faults[row.title]]
+    if not sound:
+        return _nothing(target, rows, faults)
+    best = max(sound, key=lambda row: (row.top1 or 0, row.format in target.first))
+    keeping = [row for row in sound if _keeps(best, row)]
+    pool = [row for row in keeping if row.format in target.first] or keeping
+    speeds = best_speeds(report, target.platform, pool, sound)
+    chosen, reason = _choose(pool, speeds)
+    if len(pool) < len(keeping):
+        reason += f"; {target.why_first}"
+    order = _order(speeds)
+    others = sorted(sound, key=lambda row: (row not in pool, row not in keeping, order(row)))
+    return Recommendation(
+        target,
+        chosen,
+        f"{reason[0].upper()}{reason[1:]}.",
+        _evidence(target, chosen, best, speeds),
+        _instead(chosen, [row for row in others if row is not chosen], speeds),
+    )
+
+
+def _is_for(row: ArtifactRow, target: Target) -> bool:
+    if row.platforms:
+        return target.platform in row.platforms
+    # Reports of before files said so: a variant has a purpose of its own.
+    return row.format in target.formats and row.variant is None
+
+
+def _fault(report: Report, target: Target, row: ArtifactRow) -> str:
+    """Why it must not be shipped there, whatever else speaks for it."""
+    wrong = [
+        on_device.phone_title(phone)
+        for phone, file in on_phones(report, target.platform)
+        if file.sha256 == row.sha256 and file.golden_fault
+    ]
+    told = f"does not answer the golden images on {wrong[0]} as here" if wrong else ""
+    return parity_fault(report, row) or told
+
+
+def _keeps(best: ArtifactRow, row: ArtifactRow) -> bool:
+    change = difference(best, row, same_images=True)
+    if row is best or change is None:
+        return row is best
+    return 100 * change.ci95[1] >= -CERTAIN and round(100 * change.value, 6) >= -MEASURED
+
+
+def _nothing(
+    target: Target, rows: Sequence[ArtifactRow], faults: Mapping[str, str]
+) -> Recommendation:
+    """That no file can be recommended, and what is missing."""
+    there = [row for row in rows if row.path]
+    if faulty := [row for row in there if faults[row.title]]:
+        told = "; ".join(f"{row.title} {faults[row.title]}" for row in faulty)
+        return Recommendation(target, None, "No file can be recommended.", f"{told}.")
+    if there:
+        told = "; ".join(
+            f"{titles} {'was' if count == 1 else 'were'} exported, not run here, so unverified: "
+            f"{reason.rstrip('.')}"
+            for titles, reason, count in by_skipped(there)
+        )
+        claim = "No file was verified, so none is recommended."
+        return Recommendation(target, None, claim, f"{told}.")
+    reasons = "; ".join(f"{titles}: {reason.rstrip('.')}" for titles, reason, _ in by_skipped(rows))
+    asked = f"export.formats has none of {enumerated(target.formats, 'or')}"
+    return Recommendation(target, None, "There is no file.", f"{reasons or asked}.")
+
+
+# ---- choosing ----
+
+
+def _order(speeds: Speeds | None) -> Callable[[ArtifactRow], tuple[float, float]]:
+    """What rows are sorted by: latency, where it is known, and size."""
+
+    def order(row: ArtifactRow) -> tuple[float, float]:
+        ms = speeds.ms[row.title][0] if speeds and row.title in speeds.ms else inf
+        return ms, row.bytes or inf
+
+    return order
+
+
+def _choose(rows: Sequence[ArtifactRow], speeds: Speeds | None) -> tuple[ArtifactRow, str]:
+    """The file to ship, and what sets it apart."""
+    names = {FORMAT_NAMES.get(row.format, row.format) for row in rows}
+    kind = f"{names.pop()} " if len(names) == 1 else ""
+    ranked = sorted(rows, key=_order(speeds))
+    if len(rows) == 1:
+        return rows[0], f"the only {kind}file that keeps the accuracy"
+    keep = f"{len(rows)} {kind}files that keep the accuracy"
+    if speeds is None:
+        return ranked[0], f"the smallest of {keep}, none of which could be timed here"
+    timed = [row for row in ranked if row.title in speeds.ms]
+    if len(timed) < len(rows):
+        keep = f"the {len(timed)} whose latency is known, of {keep}"
+    latest = speeds.ms[timed[0].title][1][1]
+    equal = [row for row in timed if speeds.ms[row.title][1][0] <= latest]
+    if len(equal) == 1:
+        return timed[0], f"the fastest {speeds.where} of {keep}"
+    return min(equal, key=lambda row: row.bytes or inf), (
+        f"the smallest of {len(equal)} that share first place {speeds.where}, of {keep}"
+    )
+
+
+# ---- words ----
+
+
+def _evidence(target: Target, row: ArtifactRow, best: ArtifactRow, speeds: Speeds | None) -> str:
+    """Its figures in a sentence, with what they do not show."""
+    change = difference(best, row, same_images=True)
+    accuracy = f"top-1 {percent(row.top1)} %"
+    if row is best or change is None:
+        accuracy += ", none is better"
+    else:
+        ends = points_interval(change.ci95)
+        accuracy += f" ({points(change.value)} points against {best.title}, 95 % interval {ends})"
+    parts = [speeds.told(row)] if speeds and row.title in speeds.ms else []
+    parts += [f"{megabytes(row.bytes)} MB"] if row.bytes else []
+    told = ", ".join([*parts, accuracy])
+    return f"{told[0].upper()}{told[1:]}{_caveat(target, row)}."
+
+
+def _caveat(target: Target, row: ArtifactRow) -> str:
+    """What the figures do not show of that target."""
+    if (row.evaluated_with or "").startswith("coreml reference"):
+        return "; checked by this project’s reference executor, not on Apple’s hardware"
+    if target.platform == "nvidia" and not (row.evaluated_with or "").startswith("tensorrt"):
+        return (
+            "; checked as a graph on this CPU: the engine is built on the GPU, and not tried here"
+        )
+    return ""
+
+
+def _instead(chosen: ArtifactRow, others: Sequence[ArtifactRow], speeds: Speeds | None) -> str:
+    """The first of `others` that is better in something, and what it gives and costs."""
+    for row in others:
+        gives, costs = list[tuple[str, str]](), list[tuple[str, str]]()
+        for good, claim in _claims(chosen, row, speeds):
+            (gives if good else costs).append(claim)
+        if gives:
+            but = f", but {predicates(costs)}" if costs else ""
+            return f"{row.title} {predicates(gives)}{but}."
+    return ""
+
+
+def _claims(
+    chosen: ArtifactRow, row: ArtifactRow, speeds: Speeds | None
+) -> list[tuple[bool, tuple[str, str]]]:
+    """What sets `row` apart: whether that is for the better, verb and claim."""
+    found = []
+    if speeds and chosen.title in speeds.ms and row.title in speeds.ms:
+        (a, (a_low, a_high)), (b, (b_low, b_high)) = (speeds.ms[r.title] for r in (chosen, row))
+        if b_high < a_low:
+            found.append((True, ("is", f"{a / b:.1f}× as fast")))
+        elif a_high < b_low:
+            found.append((False, ("takes", f"{b / a:.1f}× as long")))
+    if chosen.bytes and row.bytes:
+        times = chosen.bytes / row.bytes
+        if times >= SMALLER:
+            found.append((True, ("is", f"{times:.1f}× smaller")))
+        elif times <= 1 / SMALLER:
+            found.append((False, ("is", f"{1 / times:.1f}× larger")))
+    change = difference(chosen, row, same_images=True)
+    if change and abs(change.value) >= MORE:
+        way = "more" if change.value > 0 else "less"
+        amount = f"{abs(100 * change.value):.2f} points {way} accurate{_sure(change)}"
+        found.append((change.value > 0, ("is", amount)))
+    return found
+
+
+def _sure(change: Difference) -> str:
+    return " (not certain)" if change.ci95[0] <= 0 <= change.ci95[1] else ""
