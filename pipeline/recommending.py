@@ -141,13 +141,13 @@ def _is_for(row: ArtifactRow, target: Target) -> bool:
 
 def _fault(report: Report, target: Target, row: ArtifactRow) -> str:
     """Why it must not be shipped there, whatever else speaks for it."""
-    wrong = [
-        on_device.phone_title(phone)
-        for phone, file in on_phones(report, target.platform)
-        if file.sha256 == row.sha256 and file.golden_fault
-    ]
-    told = f"does not answer the golden images on {wrong[0]} as here" if wrong else ""
-    return parity_fault(report, row) or told
+    told = parity_fault(report, row)
+    for phone in on_phones(report, target.platform):
+        ways = [file for file in phone.files if file.sha256 == row.sha256 and not file.skipped]
+        if ways and all(file.golden_fault for file in ways):
+            title = on_device.phone_title(phone)
+            told = told or f"does not answer the golden images on {title} as here"
+    return told
 
 
 def _keeps(best: ArtifactRow, row: ArtifactRow) -> bool:

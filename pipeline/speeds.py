@@ -8,7 +8,7 @@ from typing import NamedTuple
 from benchmarks.stats import Interval
 from pipeline import on_device
 from pipeline.comparing import comparable
-from pipeline.phones import Phone, PhoneFile
+from pipeline.phones import Phone
 from pipeline.records import Platform
 from pipeline.summary import ArtifactRow, Report
 from pipeline.wording import number
@@ -29,11 +29,10 @@ class Speeds(NamedTuple):
         return f"{number(value)}{ends} ms {self.where}"
 
 
-def on_phones(report: Report, platform: Platform) -> list[tuple[Phone, PhoneFile]]:
-    """What phones measured in the way that the target runs files, the latest phone first."""
+def on_phones(report: Report, platform: Platform) -> list[Phone]:
+    """The phones that measured in the way that the platform runs files, the latest first."""
     via = {"android": "adb", "web": "browser"}.get(platform)
-    phones = [phone for phone in report.phones if phone.via == via]
-    return [(phone, file) for phone in reversed(phones) for file in phone.files]
+    return [phone for phone in reversed(report.phones) if phone.via == via]
 
 
 def best_speeds(
@@ -54,20 +53,19 @@ def best_speeds(
 
 
 def _phone_speeds(report: Report, platform: Platform, rows: Sequence[ArtifactRow]) -> list[Speeds]:
-    """By phone, those that measured most of `rows` first; a file's quickest way counts."""
-    found: dict[str, dict[str, tuple[float, Interval]]] = {}
-    names = {phone.id: on_device.phone_title(phone) for phone in report.phones}
+    """By phone, those that measured most of `rows` first; a file's quickest way that answers as
+    here counts."""
     titles = {row.sha256: row.title for row in rows if row.sha256}
-    for phone, file in on_phones(report, platform):
-        if phone.left is None and file.p50_ms and file.sha256 in titles:
-            times = found.setdefault(phone.id, {})
-            timed = (file.p50_ms, file.p50_ci95 or (file.p50_ms, file.p50_ms))
-            title = titles[file.sha256]
-            times[title] = min(times.get(title, timed), timed)
-    return sorted(
-        (Speeds(f"on {names[each]}", times) for each, times in found.items()),
-        key=lambda each: -len(each.ms),
-    )
+    found = list[Speeds]()
+    for phone in on_phones(report, platform):
+        times: dict[str, tuple[float, Interval]] = {}
+        for file in phone.files if phone.left is None else ():
+            if file.p50_ms and file.sha256 in titles and not file.golden_fault:
+                timed = (file.p50_ms, file.p50_ci95 or (file.p50_ms, file.p50_ms))
+                title = titles[file.sha256]
+                times[title] = min(times.get(title, timed), timed)
+        found.append(Speeds(f"on {on_device.phone_title(phone)}", times))
+    return sorted(found, key=lambda each: -len(each.ms))
 
 
 def _predicted(platform: Platform, rows: Sequence[ArtifactRow]) -> list[Speeds]:

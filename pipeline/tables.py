@@ -17,7 +17,7 @@ from pipeline.errors import StoreError
 from pipeline.recommending import recommend
 from pipeline.summary import ModelRow, Report
 from pipeline.timings import hosts
-from pipeline.verdict import headline, lead_pairs, warnings
+from pipeline.verdict import headline, warnings
 from pipeline.wording import (
     NONE,
     by_reason,
@@ -93,8 +93,7 @@ def runs(folder: Path) -> RenderableType:
 
 def _listed(report: Report) -> Iterator[Text]:
     student = report.model("student")
-    files = [row for row in report.artifacts if row.path and row.top1 is not None]
-    lead = next((pair[1] for pair in lead_pairs(report)), files[0] if files else None)
+    lead = next((each.row for each in recommend(report) if each.row), None)
     yield Text(report.run)
     yield Text(report.date[:10])
     yield Text(report.dataset.source)

@@ -63,6 +63,23 @@ def traces(report):
     return json.loads(str(figure.to_json()))["data"]
 
 
+def test_the_table_of_files_has_the_device_known_best_of_each_kind(report):
+    told = with_predictions(report)
+    (column,) = on_device.columns(told)  # of fp32 alone there is no NPU
+    found = column.of(told.artifacts[0])
+    assert found and (column.runtime, column.title) == ("onnxruntime", "RB3 Gen 2 (Proxy) CPU")
+    own = [each for each in told.artifacts[0].predicted if each.runtime == "onnxruntime"]
+    narrowest = min(each.interval80[1] / each.interval80[0] for each in own)
+    assert found.interval80[1] / found.interval80[0] == pytest.approx(narrowest)
+    note = on_device.columns_note(told)
+    assert note.endswith("of other networks; nothing ran there.")
+    beyond = found.model_copy(update={"outside": ("parameters",)})
+    rows = [row.model_copy(update={"predicted": (beyond,)}) for row in told.artifacts]
+    told = told.model_copy(update={"artifacts": tuple(rows)})
+    assert on_device.columns_note(told).endswith("even the interval promises nothing.")
+    assert on_device.columns(report) == [] and on_device.columns_note(report) == ""
+
+
 def test_predicted_and_measured_points_look_different(report):
     both = with_predictions(report).model_copy(update={"phones": (phone(),)})
     drawn = traces(both)

@@ -316,6 +316,15 @@ def test_a_file_that_answers_wrongly_on_a_phone_is_not_named(two):
     assert found[ANDROID].title == "onnx fp32" and found[BROWSER].title == "litert int8"
 
 
+def test_one_way_that_answers_wrongly_leaves_the_others(two):
+    told = phone(two, "adb", {"onnx fp32": 9.0, "onnx int8": 1.0})
+    wrong = told.files[1].model_copy(update={"golden_fault": "image 3", "how": "GPU"})
+    slow = told.files[1].model_copy(update={"p50_ms": 8.0})
+    told = told.model_copy(update={"files": (told.files[0], wrong, slow)})
+    found = recommend(two.model_copy(update={"phones": (told,)}))[ANDROID]
+    assert found.title == "onnx int8" and found.evidence.startswith("8.00 ms on Pixel 8")
+
+
 def with_predictions(report, network="mobilenet_v2", *, titles=("onnx fp32", "onnx int8")):
     work = workloads()[network]
     rows = [

@@ -135,8 +135,8 @@ def test_the_page_has_its_parts_in_order(tree):
 def test_the_table_has_its_columns_and_groups(tree):
     table = next(below(tree, "Networks and files").all("table"))
     assert columns(table) == [
-        *("Row", "Top-1 % 95 % interval", "p50 ms", "p90 ms", "p99 ms", "Size MB", "Agreement %"),
-        *("Load ms", "Peak memory MB", "RB3 Gen 2 (Proxy) CPU, predicted ms"),
+        *("Network or file", "Top-1 % 95 % interval", "p50 ms", "p90 ms", "p99 ms", "Size MB"),
+        *("Agreement %", "Load ms", "Peak memory MB", "RB3 Gen 2 (Proxy) CPU, predicted ms"),
     ]
     groups = [[row.inside[0].text for row in body.all("tr")] for body in table.all("tbody")]
     assert groups == [
@@ -174,6 +174,12 @@ def test_the_gain_stands_beside_its_interval(tree, report):
         ["distilled (student)", "91.67", "89.97–93.10"],
         ["difference, in points", "+2.50", "+1.58 to +3.41"],  # 30 images one way, none the other
     ]
+
+
+def test_without_a_baseline_nothing_is_called_bought(tmp_path):
+    report = usual_run(tmp_path).report(gain=None)
+    titles = [each.text for each in Tree(pages.to_html(report)).root.all("h2", "h3")]
+    assert "Training" in titles and "What distillation bought" not in titles
 
 
 def test_what_to_type_is_there(tree):
