@@ -17,7 +17,6 @@ from pipeline.records import Platform
 from pipeline.speeds import Speeds, best_speeds, on_phones
 from pipeline.summary import ArtifactRow, Report
 from pipeline.wording import (
-    FORMAT_NAMES,
     by_skipped,
     enumerated,
     megabytes,
@@ -79,12 +78,19 @@ class Recommendation(NamedTuple):
     target: Target
     row: ArtifactRow | None
     """None where nothing can be recommended."""
-    why: str
-    """A sentence: what sets it apart; or that there is nothing."""
+    reason: str
+    """What sets it apart; or that there is nothing."""
     evidence: str
     """A sentence: its figures; or what is missing."""
+    preference: str = ""
+    """Why its format goes before faster or smaller files of others, where it does."""
     instead: str = ""
     """What another file would give and cost, where that is a real trade."""
+
+    @property
+    def why(self) -> str:
+        """A sentence of reason and preference."""
+        return f"{'; '.join(filter(None, (self.reason, self.preference)))}."
 
     @property
     def title(self) -> str:
@@ -119,15 +125,14 @@ def _for(report: Report, target: Target) -> Recommendation:
     pool = [row for row in keeping if row.format in target.first] or keeping
     speeds = best_speeds(report, target.platform, pool, sound)
     chosen, reason = _choose(pool, speeds)
-    if len(pool) < len(keeping):
-        reason += f"; {target.why_first}"
     order = _order(speeds)
     others = sorted(sound, key=lambda row: (row not in pool, row not in keeping, order(row)))
     return Recommendation(
         target,
         chosen,
-        f"{reason[0].upper()}{reason[1:]}.",
+        f"{reason[0].upper()}{reason[1:]}",
         _evidence(target, chosen, best, speeds),
+        target.why_first if len(pool) < len(keeping) else "",
         _instead(chosen, [row for row in others if row is not chosen], speeds),
     )
 
@@ -164,18 +169,18 @@ def _nothing(
     there = [row for row in rows if row.path]
     if faulty := [row for row in there if faults[row.title]]:
         told = "; ".join(f"{row.title} {faults[row.title]}" for row in faulty)
-        return Recommendation(target, None, "No file can be recommended.", f"{told}.")
+        return Recommendation(target, None, "No file can be recommended", f"{told}.")
     if there:
         told = "; ".join(
             f"{titles} {'was' if count == 1 else 'were'} exported, not run here, so unverified: "
             f"{reason.rstrip('.')}"
             for titles, reason, count in by_skipped(there)
         )
-        claim = "No file was verified, so none is recommended."
+        claim = "No file was verified, so none is recommended"
         return Recommendation(target, None, claim, f"{told}.")
     reasons = "; ".join(f"{titles}: {reason.rstrip('.')}" for titles, reason, _ in by_skipped(rows))
     asked = f"export.formats has none of {enumerated(target.formats, 'or')}"
-    return Recommendation(target, None, "There is no file.", f"{reasons or asked}.")
+    return Recommendation(target, None, "There is no file", f"{reasons or asked}.")
 
 
 # ---- choosing ----
@@ -193,17 +198,17 @@ def _order(speeds: Speeds | None) -> Callable[[ArtifactRow], tuple[float, float]
 
 def _choose(rows: Sequence[ArtifactRow], speeds: Speeds | None) -> tuple[ArtifactRow, str]:
     """The file to ship, and what sets it apart."""
-    names = {FORMAT_NAMES.get(row.format, row.format) for row in rows}
+    names = {row.format for row in rows}
     kind = f"{names.pop()} " if len(names) == 1 else ""
     ranked = sorted(rows, key=_order(speeds))
     if len(rows) == 1:
         return rows[0], f"the only {kind}file that keeps the accuracy"
     keep = f"{len(rows)} {kind}files that keep the accuracy"
     if speeds is None:
-        return ranked[0], f"the smallest of {keep}, none of which could be timed here"
+        return ranked[0], f"the smallest of {keep}, none timed here"
     timed = [row for row in ranked if row.title in speeds.ms]
     if len(timed) < len(rows):
-        keep = f"the {len(timed)} whose latency is known, of {keep}"
+        keep += f" ({len(timed)} timed)"
     latest = speeds.ms[timed[0].title][1][1]
     equal = [row for row in timed if speeds.ms[row.title][1][0] <= latest]
     if len(equal) == 1:

@@ -55,7 +55,7 @@ def show(report: Report) -> RenderableType:
             *(number(times and times.p99_ms), number(row.load_ms), megabytes(row.bytes)),
         )
     lines = [
-        Text.assemble((f"{each.target.name}: {each.title}. ", "bold"), each.why)
+        Text.assemble((f"{each.target.name}: {each.title}. ", "bold"), f"{each.reason}.")
         for each in recommend(report)
     ]
     lines += [

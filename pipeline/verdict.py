@@ -19,7 +19,6 @@ from pipeline.comparing import (
 from pipeline.summary import ArtifactRow, OverSeeds, Report
 from pipeline.tolerances import NEAR
 from pipeline.wording import (
-    FORMAT_NAMES,
     NONE,
     Finding,
     enumerated,
@@ -33,6 +32,15 @@ from pipeline.wording import (
     setting,
 )
 
+FORMAT_NAMES = {
+    "onnx": "ONNX Runtime",
+    "ort": "ONNX Runtime Mobile",
+    "coreml": "Core ML",
+    "litert": "LiteRT",
+    "executorch": "ExecuTorch",
+    "tensorrt": "TensorRT",
+    "tensorrt_rtx": "TensorRT for RTX",
+}
 FEW_IMAGES = 1000
 
 

@@ -11,15 +11,6 @@ NONE = "–"
 """Shown where there is no number."""
 LONG = 20
 """Rows of a table shown at once; the others are folded away."""
-FORMAT_NAMES = {
-    "onnx": "ONNX Runtime",
-    "ort": "ONNX Runtime Mobile",
-    "coreml": "Core ML",
-    "litert": "LiteRT",
-    "executorch": "ExecuTorch",
-    "tensorrt": "TensorRT",
-    "tensorrt_rtx": "TensorRT for RTX",
-}
 
 
 class Finding(NamedTuple):

@@ -214,7 +214,7 @@ def test_the_answer_comes_first(page):
     section = page.split("<h2>What to ship</h2>")[1].split("</section>")[0]
     text = re.sub(r"<[^>]+>", "", section).replace("\u00a0", " ")
     assert re.findall("<dt>(.*?)</dt>", section) == ["Android CPU", "iOS", "NVIDIA", "Browser"]
-    assert "onnx int8 bundle/onnx-int8.bin The fastest on this host of 2 ONNX Runtime files" in text
+    assert "onnx int8 bundle/onnx-int8.bin The fastest on this host of 2 onnx files" in text
     assert "coreml fp16 was exported, not run here, so unverified: needs macOS." in text
     assert "tensorrt int8: needs a GPU to build." in text
     assert "Distillation gained 2.50 points of top-1." in text

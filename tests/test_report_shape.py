@@ -301,7 +301,7 @@ def test_markdown_has_the_golden_shape(tmp_path):
     lines = pages.to_markdown(usual_run(tmp_path).report()).splitlines()
     assert lines[0] == "## quick"
     starts = [
-        "- **Android CPU: onnx int8.** `bundle/onnx-int8.bin` The fastest on this host of 2 ONNX",
+        "- **Android CPU: onnx int8.** `bundle/onnx-int8.bin` The fastest on this host of 2 onnx",
         "- **iOS: none.** No file was verified, so none is recommended. coreml fp16 was exported,",
         "- **NVIDIA: none.** There is no file. tensorrt int8: needs a GPU to build.",
         "- **Browser: onnx int8.** `bundle/onnx-int8.bin` The fastest natively on this host of 2",

@@ -44,6 +44,17 @@ def other(tmp_path):
 # ---- tables ----
 
 
+def test_a_run_begins_with_what_to_ship_a_line_a_target(report):
+    lines = printed(tables.show(report)).splitlines()
+    keep = "of 2 onnx files that keep the accuracy."
+    assert [line.rstrip() for line in lines[:4]] == [
+        f"Android CPU: onnx int8. The fastest on this host {keep}",
+        "iOS: none. No file was verified, so none is recommended.",
+        "NVIDIA: none. There is no file.",
+        f"Browser: onnx int8. The fastest natively on this host {keep}",
+    ]
+
+
 def test_all_runs_are_listed_the_latest_first(report, other, tmp_path):
     home = tmp_path / "runs"
     for found, date in ((report, "2026-11-01 10:00 UTC"), (other, "2026-11-02 10:00 UTC")):
