@@ -34,7 +34,7 @@ LEVELS = (
     "pipeline.summary",
     "pipeline.assemble pipeline.wording pipeline.imported pipeline.supplied",
     "pipeline.comparing pipeline.precision pipeline.elsewhere pipeline.timings pipeline.on_device",
-    "pipeline.verdict pipeline.figures",
+    "pipeline.verdict pipeline.figures pipeline.templating",
     "pipeline.device_figures",
     "pipeline.tables pipeline.stages.report",
     "pipeline.bundle pipeline.gate",
@@ -60,7 +60,7 @@ TELLING = (
     *("pipeline.summary", "pipeline.assemble", "pipeline.wording", "pipeline.comparing"),
     *("pipeline.precision", "pipeline.elsewhere", "pipeline.timings", "pipeline.on_device"),
     *("pipeline.verdict", "pipeline.figures", "pipeline.device_figures"),
-    *("pipeline.tables", "pipeline.stages.report", "pipeline.bundle"),
+    *("pipeline.templating", "pipeline.tables", "pipeline.stages.report", "pipeline.bundle"),
 )
 """What tells of results knows nothing of how they are made: beyond one another these import
 only what `TOLD` names."""
@@ -147,6 +147,7 @@ TORCH_FREE = [
     "pipeline.summary",
     "pipeline.tables",
     "pipeline.stages.report",
+    "pipeline.templating",
     "pipeline.bundle",
     "pipeline.exporting",
     "pipeline.verification",
