@@ -55,6 +55,12 @@ def lead_pairs(report: Report) -> list[tuple[ArtifactRow, ArtifactRow]]:
     )
 
 
+def to_ship(report: Report) -> ArtifactRow | None:
+    """The file by which a run is listed: int8 as the headline has it, else the first measured."""
+    files = [row for row in report.artifacts if row.path and row.top1 is not None]
+    return next((pair[1] for pair in lead_pairs(report)), files[0] if files else None)
+
+
 def _gain(report: Report) -> Finding:
     student, baseline, gain = report.model("student"), report.model("baseline"), report.gain
     if student is None or student.top1 is None:

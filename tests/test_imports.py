@@ -13,7 +13,7 @@ ROOMS = ("pipeline", "exporters", "runtime", "models", "benchmarks")
 LEVELS = (
     "pipeline.errors pipeline.records pipeline.machine pipeline.progress pipeline.emulated",
     "pipeline.settings pipeline.team pipeline.quantized pipeline.emulators pipeline.contract "
-    "pipeline.mobile pipeline.phones",
+    "pipeline.mobile pipeline.phones pipeline.unfinished",
     "pipeline.store pipeline.images pipeline.fetching",
     "models",
     "runtime",
@@ -35,7 +35,7 @@ LEVELS = (
     "pipeline.assemble pipeline.wording pipeline.imported pipeline.supplied",
     "pipeline.comparing pipeline.precision pipeline.elsewhere pipeline.timings pipeline.on_device",
     "pipeline.verdict pipeline.figures pipeline.templating",
-    "pipeline.device_figures",
+    "pipeline.device_figures pipeline.comparison",
     "pipeline.tables pipeline.stages.report",
     "pipeline.bundle pipeline.gate",
     "pipeline.flow pipeline.exporting pipeline.doctor benchmarks.targets "
@@ -51,6 +51,7 @@ for all modules below it that are not named themselves."""
 FAMILIES = (
     *("models", "runtime", "exporters", "benchmarks"),
     *("pipeline.sources", "pipeline.losses", "pipeline.quantization", "pipeline.bundle"),
+    "pipeline.comparison",
     *("benchmarks.experiments", "benchmarks.phone"),
 )
 """Within one of these, modules may import one another; stages, for one, may not."""
@@ -60,7 +61,13 @@ TELLING = (
     *("pipeline.summary", "pipeline.assemble", "pipeline.wording", "pipeline.comparing"),
     *("pipeline.precision", "pipeline.elsewhere", "pipeline.timings", "pipeline.on_device"),
     *("pipeline.verdict", "pipeline.figures", "pipeline.device_figures"),
-    *("pipeline.templating", "pipeline.tables", "pipeline.stages.report", "pipeline.bundle"),
+    *(
+        "pipeline.comparison",
+        "pipeline.templating",
+        "pipeline.tables",
+        "pipeline.stages.report",
+        "pipeline.bundle",
+    ),
 )
 """What tells of results knows nothing of how they are made: beyond one another these import
 only what `TOLD` names."""
@@ -146,6 +153,7 @@ TORCH_FREE = [
     "pipeline.records",
     "pipeline.summary",
     "pipeline.tables",
+    "pipeline.comparison.pages",
     "pipeline.stages.report",
     "pipeline.templating",
     "pipeline.bundle",
