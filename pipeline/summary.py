@@ -359,7 +359,10 @@ def read(path: Path) -> Report:
         body = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         why = unfinished.told(file.parent)
-        raise StoreError(f"run '{run}' has no report: {why} ({file})", again) from error
+        raise StoreError(
+            f"run '{run}' has no report: {why} ({file})",
+            f"A run has one at its end: python -m pipeline run, with the settings of '{run}'.",
+        ) from error
     except ValueError as error:
         raise StoreError(f"the report of run '{run}' is damaged: {file}: {error}", again) from error
     schema = body.get("schema") if isinstance(body, dict) else None

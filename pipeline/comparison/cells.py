@@ -58,7 +58,6 @@ class PlaceCells(NamedTuple):
     """One row of the leaderboard."""
 
     run: str
-    date: str
     file: str
     top1: str
     ci95: str
@@ -66,6 +65,7 @@ class PlaceCells(NamedTuple):
     p: str
     p50: str
     size: str
+    date: str
 
 
 def accuracy_heads(pair: Pair) -> AccuracyCells:
@@ -87,7 +87,7 @@ def cost_heads(pair: Pair) -> CostCells:
 
 
 PLACE_HEADS = PlaceCells(
-    *("", "date", "to ship", "top-1 %", "95 %", "behind", "p, Holm", "p50 ms", "MB")
+    *("", "to ship", "top-1 %", "95 %", "behind", "p, Holm", "p50 ms", "MB", "date")
 )
 
 
@@ -151,12 +151,11 @@ def _place(i: int, place: Place) -> PlaceCells:
     doubtful = i > 1 and place.top1 is not None and not place.certain
     return PlaceCells(
         f"{i}. {place.run.letter} = {place.run.run}{f' {MARK}' if doubtful else ''}",
-        place.run.date[:10],
         place.file or NONE,
         *(percent(place.top1), interval(place.top1_ci95)),
         points(place.behind.difference) if place.behind else NONE,
         _p(place.holm_p),
-        *(number(place.p50_ms), megabytes(place.bytes)),
+        *(number(place.p50_ms), megabytes(place.bytes), place.run.date[:10]),
     )
 
 
