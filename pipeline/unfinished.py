@@ -14,19 +14,18 @@ EPOCHS = 3
 """As many of its longest epochs are waited for, where those take longer."""
 
 
-def told(folder: Path, store: Path | None = None, now: float | None = None) -> str:
+def told(folder: Path, now: float | None = None) -> str:
     """In words, why there is no report in `folder`; `now` in seconds since 1970.
 
     What is known for certain are locks that a process holds: the folder's own, while its pages are
-    written, and those of the store (by default the one beside `folder`), while a stage is at work,
-    though not for which run. A training writes its epochs into the folder.
+    written, and those of the store beside it, while a stage is at work, though not for which run.
+    A training writes its epochs into the folder.
     """
     if not folder.is_dir():
         return "there is no such run"
     if _held([folder / ".lock"]):
         return "it is under way: its pages are being written"
-    store = store or folder.parent / ".store"
-    works = _held((store / ".locks").glob("*"))
+    works = _held((folder.parent / ".store" / ".locks").glob("*"))
     last = max(folder.glob("metrics/*.jsonl"), key=_written, default=None)
     if last is None:
         return (

@@ -131,7 +131,7 @@ def test_json_has_the_golden_shape(report, other):
     assert set(int8["top1"]) == {
         *("difference", "ci95", "paired", "mcnemar_p", "only_a", "only_b", "bootstrap_ci95"),
     }
-    assert int8["size"] == {"value": 0.75, "ci95": None, "why": None}
+    assert int8["size"] == {"value": 0.75, "ci95": None, "why": None, "refused": False}
     assert int8["memory"]["value"] == int8["load"]["value"] == 1.0
     coreml = pair["rows"][5]
     assert coreml["top1"] is None
@@ -230,15 +230,18 @@ def test_times_of_different_hosts_are_refused_unless_asked_for(tmp_path, report)
     why = f"measured on different hosts: {HOST} / {ELSEWHERE}"
     for each in ("latency", "load", "memory"):
         ratio = getattr(row(found, "onnx fp32"), each)
-        assert ratio.value is None and ratio.why == why
+        assert ratio.value is None and ratio.why == why and ratio.refused
     assert row(found, "onnx fp32").size.value == 1.0
     for text in renderings(found):
         assert f"Latencies of A and B are not compared, nor load times and memory: {why}." in text
+    assert rows_of(printed(found), "onnx fp32")[1] == [
+        *("3.00", "3.00", "refused", "–", "refused", "refused", "1.00×")
+    ]
     forced = compare([report, elsewhere], across_hosts=True)
     assert forced.across_hosts and row(forced, "onnx fp32").latency.value == 1.0
     for text in renderings(forced):
         assert f"are compared as --across-hosts asks, though {why}." in text
-        assert "not compared" not in text
+        assert "not compared" not in text and "refused" not in text
 
 
 def test_times_of_different_profiles_are_refused_row_by_row(report):

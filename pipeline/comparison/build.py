@@ -17,7 +17,7 @@ NAMED = 3
 
 
 class Comparison(Record):
-    """Two or more runs, each against the first."""
+    """Two or more runs, each against the first. As JSON: names stay, fields may be added."""
 
     schema_version: int = Field(default=1, validation_alias="schema", serialization_alias="schema")
     across_hosts: bool

@@ -134,7 +134,9 @@ def costs(pair: Pair) -> list[CostCells]:
 
 def times(ratio: Ratio) -> str:
     """As "1.02×"."""
-    return NONE if ratio.value is None else f"{ratio.value:.2f}×"
+    if ratio.value is None:
+        return "refused" if ratio.refused else NONE
+    return f"{ratio.value:.2f}×"
 
 
 def ends(ci95: Interval | None) -> str:

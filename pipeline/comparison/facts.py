@@ -71,6 +71,8 @@ class Ratio(Record):
     value: float | None = None
     ci95: Interval | None = None
     why: str | None = None
+    refused: bool = False
+    """Whether both were measured, but must not be compared."""
 
 
 class RowPair(Record):
@@ -233,7 +235,7 @@ def _ratio(a: Side, b: Side, what: str, refused: str | None = None) -> Ratio:
     """B over A of the field `what`."""
     x, y = getattr(a, what), getattr(b, what)
     if x and y:
-        return Ratio(why=refused) if refused else Ratio(value=y / x)
+        return Ratio(why=refused, refused=True) if refused else Ratio(value=y / x)
     told = (
         f"not measured in the {which}: {side.skipped or 'no reason given'}"
         for which, side, found in (("first", a, x), ("second", b, y))

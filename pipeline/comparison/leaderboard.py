@@ -94,7 +94,7 @@ def _place(leader: Entry, entry: Entry, p: float | None, usual: LatencyRow | Non
         behind=moved,
         holm_p=p,
         certain=p is not None and p < BELIEVED,
-        why=refused or _lacking(row),
+        why=f"its p50 is left out, {refused}" if refused else _lacking(row),
     )
 
 

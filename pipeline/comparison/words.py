@@ -161,7 +161,8 @@ def methods(found: Comparison) -> list[str]:
             "Paired differences are over the same test images. p is McNemar’s, exact; the 95 % "
             "interval is Bonett and Price’s, the bootstrap’s is of 10,000 resampled test sets. "
             "Each is its row’s own: of twenty rows without a difference, one is expected to show "
-            "p below 0.05."
+            "p below 0.05. They tell two trained files apart, not two recipes: another seed trains "
+            "another file."
         )
         if any(change.only_a == change.only_b == 0 for change in paired):
             told.append(
