@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from benchmarks.stats import RESAMPLES
 from pipeline.comparison.build import Comparison
 from pipeline.comparison.cells import ends, times
 from pipeline.comparison.facts import Change, Pair, Ratio, RowPair, Run
@@ -126,8 +127,8 @@ def _taken(run: Run) -> str:
 
 def _refusals(pair: Pair, names: str, across_hosts: bool) -> Iterator[str]:
     """What is not compared, or is all the same as --across-hosts asks."""
-    timed = [row for row in pair.rows if row.a.p50_ms and row.b.p50_ms]
-    held = [row for row in pair.rows if row.a.peak_rss_bytes and row.b.peak_rss_bytes]
+    held = [row for row in pair.rows if _both(row.memory)]
+    timed = [row for row in pair.rows if row in held or _both(row.latency) or _both(row.load)]
     apart = _by(timed, lambda row: row.apart)
     runtimes = _by([row for row in held if across_hosts or not row.apart], lambda row: row.runtimes)
     for why, titles in apart:
@@ -138,6 +139,11 @@ def _refusals(pair: Pair, names: str, across_hosts: bool) -> Iterator[str]:
         asked = f"Memory of {names} is compared as --across-hosts asks, though"
         refused = f"Peak memory of {names} is not compared:"
         yield f"{asked if across_hosts else refused} {why}{titles}."
+
+
+def _both(ratio: Ratio) -> bool:
+    """Whether both runs have the figure."""
+    return ratio.value is not None or ratio.refused
 
 
 def _by(rows: Sequence[RowPair], reason: Callable[[RowPair], str | None]) -> list[tuple[str, str]]:
@@ -159,10 +165,10 @@ def methods(found: Comparison) -> list[str]:
     if paired := [row.top1 for row in rows if row.top1 and row.top1.paired]:
         told.append(
             "Paired differences are over the same test images. p is McNemar’s, exact; the 95 % "
-            "interval is Bonett and Price’s, the bootstrap’s is of 10,000 resampled test sets. "
-            "Each is its row’s own: of twenty rows without a difference, one is expected to show "
-            "p below 0.05. They tell two trained files apart, not two recipes: another seed trains "
-            "another file."
+            f"interval is Bonett and Price’s, the bootstrap’s is of {RESAMPLES:,} resampled test "
+            "sets. Each is its row’s own: of twenty rows without a difference about one may show p "
+            "below 0.05 by chance. They tell two trained files apart, not two recipes: another "
+            "seed trains another file."
         )
         if any(change.only_a == change.only_b == 0 for change in paired):
             told.append(
@@ -192,10 +198,18 @@ def notes(pair: Pair) -> list[str]:
 
 
 def _unpaired(pair: Pair) -> Iterator[str]:
-    loose = [row.title for row in pair.rows if row.top1 and not row.top1.paired]
-    if loose:
-        why = "answers were not kept" if pair.same_images else "the test images differ"
-        yield f"Differences are unpaired ({enumerated(loose)}): {why}."
+    found: dict[str, list[str]] = {}
+    for row in pair.rows:
+        if row.top1 and not row.top1.paired:
+            kept = (
+                "the numbers of test images differ"
+                if row.a.n != row.b.n
+                else "answers were not kept"
+            )
+            why = kept if pair.same_images else "the test images differ"
+            found.setdefault(why, []).append(row.title)
+    for why, titles in found.items():
+        yield f"Differences are unpaired ({enumerated(titles)}): {why}."
 
 
 def _missing(pair: Pair) -> Iterator[str]:
