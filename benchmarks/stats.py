@@ -6,6 +6,7 @@ Proportions and differences are fractions (0.01 is one percentage point); times 
 nanoseconds and come out as milliseconds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from operator import index
@@ -37,6 +38,10 @@ class PairedDifference:
     A and B were equally good."""
     n: int
     """Images."""
+    only_a: int | None = None
+    """Images that A alone got right; None in reports of before this was kept."""
+    only_b: int | None = None
+    """Images that B alone got right; None in reports of before this was kept."""
 
 
 def wilson(successes: SupportsIndex, n: SupportsIndex) -> Interval:
@@ -76,7 +81,48 @@ def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike) -> PairedDiffe
         ci95=(max(-1.0, centre - half), min(1.0, centre + half)),
         mcnemar_p=float(binomtest(only_b, discordant).pvalue) if discordant else 1.0,
         n=n,
+        only_a=only_a,
+        only_b=only_b,
     )
+
+
+def paired_bootstrap(only_a: int, only_b: int, n: int) -> Interval | None:
+    """95 % interval of top-1 of B minus top-1 of A: resampled images, each with both answers.
+
+    The percentile interval (Efron & Tibshirani 1993, chapter 13) of `RESAMPLES` draws with a fixed
+    seed. Of a resampled set of images only three counts matter: how many A alone, B alone, or both
+    or neither got right. Drawing `n` of `n` images with replacement makes them multinomial with the
+    shares observed, so they are drawn as such: the same distribution, whatever `n` is.
+
+    None where all images are of one kind (A and B never disagree; there is one image): every
+    resampled set is then the same, and an interval of no width would claim what nobody knows.
+    `paired_difference` has one all the same.
+
+    Raises ValueError where the counts are not those of `n` images, or there are none.
+    """
+    if n < 1 or min(only_a, only_b) < 0 or only_a + only_b > n:
+        raise ValueError(f"{only_a} and {only_b} of {n} images cannot be")
+    if n in (only_a, only_b, n - only_a - only_b):
+        return None
+    shares = np.array([only_a, only_b, n - only_a - only_b]) / n
+    drawn = np.random.default_rng(0).multinomial(n, shares, RESAMPLES)
+    low, high = np.percentile(drawn[:, 1] - drawn[:, 0], (2.5, 97.5)) / n
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """`p_values`, in their order, adjusted for being several (Holm 1979, Scand. J. Stat. 6:65).
+
+    Where those below 0.05 are believed, the chance that any of them misleads is 5 % at most,
+    however the tests depend on one another. Raises ValueError for what is not in 0..1.
+    """
+    if any(not 0 <= p <= 1 for p in p_values):
+        raise ValueError(f"not all of them are probabilities: {list(p_values)}")
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
 
 
 def unpaired_interval(top1_a: float, n_a: int, top1_b: float, n_b: int) -> Interval:

@@ -184,17 +184,22 @@ def report(
 def compare(
     run: Annotated[list[str], typer.Argument(help="Two or more runs, names or folders.")],
     across_hosts: Annotated[
-        bool, typer.Option(help="Compare latencies even if hosts or profiles differ.")
+        bool,
+        typer.Option(help="Compare times and memory even if hosts, profiles or runtimes differ."),
     ] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Page to write.")] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Print the differences in accuracy, latency and size between runs."""
+    """Print the differences in accuracy, latency, memory, size and settings between runs."""
     from pipeline import summary, tables
+    from pipeline.comparison import build, pages
 
-    if len(run) < 2:
-        raise StoreError("compare needs two runs at least", "Name the runs to compare.")
     reports = [summary.read(_folder(name, runs)) for name in run]
-    _print(tables.compare(reports, across_hosts=across_hosts))
+    found = build.compare(reports, across_hosts=across_hosts)
+    _print(tables.compare(found))
+    pages.write(found, markdown, json, html)
 
 
 @app.command()

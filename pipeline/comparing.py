@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import exp, hypot, log
 
 from benchmarks.operators import CONVERSIONS, families
-from benchmarks.stats import Interval, paired_difference, unpaired_interval
+from benchmarks.stats import Interval, PairedDifference, paired_difference, unpaired_interval
 from pipeline.summary import ArtifactRow, LatencyRow, ModelRow, Report
 from pipeline.tolerances import TOLERANCES
 from pipeline.wording import condition, number, percent
@@ -25,7 +25,13 @@ class Difference:
 
     value: float
     ci95: Interval
-    paired: bool
+    test: PairedDifference | None = None
+    """Where both answered the same images, and those answers were kept."""
+
+    @property
+    def paired(self) -> bool:
+        """Whether the interval is that of the same images."""
+        return self.test is not None
 
 
 def difference(a: AnyRow, b: AnyRow, *, same_images: bool) -> Difference | None:
@@ -35,8 +41,8 @@ def difference(a: AnyRow, b: AnyRow, *, same_images: bool) -> Difference | None:
     right_a, right_b = a.correctness(), b.correctness()
     if same_images and right_a is not None and right_b is not None and a.n == b.n:
         found = paired_difference(right_a, right_b)
-        return Difference(found.difference, found.ci95, paired=True)
-    return Difference(b.top1 - a.top1, unpaired_interval(a.top1, a.n, b.top1, b.n), paired=False)
+        return Difference(found.difference, found.ci95, found)
+    return Difference(b.top1 - a.top1, unpaired_interval(a.top1, a.n, b.top1, b.n))
 
 
 def incomparable(a: LatencyRow, b: LatencyRow) -> str:

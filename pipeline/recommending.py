@@ -113,6 +113,11 @@ def recommend(report: Report) -> list[Recommendation]:
     return [_for(report, target) for target in TARGETS]
 
 
+def to_ship(report: Report) -> ArtifactRow | None:
+    """The file by which a run is listed: that of the first target which has one."""
+    return next((each.row for each in recommend(report) if each.row), None)
+
+
 def _for(report: Report, target: Target) -> Recommendation:
     rows = [row for row in report.artifacts if _is_for(row, target)]
     there = [row for row in rows if row.path]

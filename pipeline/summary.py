@@ -25,7 +25,7 @@ from pydantic import (
 
 from benchmarks.predict import Prediction
 from benchmarks.stats import PairedDifference, mean_interval
-from pipeline import phones
+from pipeline import phones, unfinished
 from pipeline.errors import StoreError
 from pipeline.phones import Phone
 from pipeline.quantized import Fused, Rescue, Sensitivity, Trial
@@ -352,13 +352,17 @@ def read(path: Path) -> Report:
 
     Raises `StoreError` when it is missing, damaged, or of a newer schema than this code reads.
     """
-    file = path / FILE if path.is_dir() else path
+    file = path if path.suffix == ".json" and not path.is_dir() else path / FILE
     run = file.parent.name
     again = f"Write it anew: python -m pipeline run, with the settings of '{run}'."
     try:
         body = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreError(f"run '{run}' has no report: {file} does not exist", again) from error
+        why = unfinished.told(file.parent)
+        raise StoreError(
+            f"run '{run}' has no report: {why} ({file})",
+            f"A run has one at its end: python -m pipeline run, with the settings of '{run}'.",
+        ) from error
     except ValueError as error:
         raise StoreError(f"the report of run '{run}' is damaged: {file}: {error}", again) from error
     schema = body.get("schema") if isinstance(body, dict) else None

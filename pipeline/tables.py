@@ -1,7 +1,6 @@
 """Reports as terminal tables: one run, or runs side by side."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +9,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.stats import Interval
-from pipeline import elsewhere, precision, summary
-from pipeline.comparing import AnyRow, Difference, difference, incomparable, latency_ratio
+from pipeline import elsewhere, precision, summary, unfinished
+from pipeline.comparison import cells
+from pipeline.comparison import words as told
+from pipeline.comparison.build import Comparison
+from pipeline.comparison.facts import Pair
 from pipeline.errors import StoreError
-from pipeline.recommending import recommend
-from pipeline.summary import ModelRow, Report
+from pipeline.recommending import recommend, to_ship
+from pipeline.summary import Report
 from pipeline.timings import hosts
 from pipeline.verdict import headline, warnings
-from pipeline.wording import (
-    NONE,
-    by_reason,
-    flat,
-    interval,
-    megabytes,
-    number,
-    percent,
-    points,
-    points_interval,
-    setting,
-)
+from pipeline.wording import NONE, by_reason, interval, megabytes, number, percent
 
 
 def _table(*columns: str, title: str = "") -> Table:
@@ -78,7 +68,7 @@ def runs(folder: Path) -> RenderableType:
             found.append(summary.read(home))
         except StoreError as error:
             unread = (home / summary.FILE).exists()
-            why = error.message if unread else "no report: under way, stopped, or no run"
+            why = error.message if unread else f"no report: {unfinished.told(home)}"
             without.append(Text(f"{home.name}: {why}", "dim"))
     table = _table(
         "run", "date", "data", "student", "top-1 %", "to ship", "top-1 %", "p50 ms", "MB"
@@ -92,8 +82,7 @@ def runs(folder: Path) -> RenderableType:
 
 
 def _listed(report: Report) -> Iterator[Text]:
-    student = report.model("student")
-    lead = next((each.row for each in recommend(report) if each.row), None)
+    student, lead = report.model("student"), to_ship(report)
     yield Text(report.run)
     yield Text(report.date[:10])
     yield Text(report.dataset.source)
@@ -105,141 +94,51 @@ def _listed(report: Report) -> Iterator[Text]:
     yield Text(megabytes(lead.bytes if lead else None))
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowChange:
-    """One row that two reports have in common, B against A."""
-
-    a: AnyRow
-    b: AnyRow
-    top1: Difference | None
-    latency: float | None
-    """p50 of B over p50 of A."""
-    latency_ci95: Interval | None
-    """Its 95 % interval, where both were measured with one."""
-    refusal: str
-    """Why there is no latency ratio though both were measured."""
-    size: float | None
-    """Bytes of B over bytes of A."""
+def compare(found: Comparison) -> RenderableType:
+    """Every later run against the first, and the leaderboard of more than two; for 100 columns."""
+    parts: list[RenderableType] = []
+    if found.leaderboard:
+        board = _cells(cells.PLACE_HEADS, cells.places(found), without="date")
+        parts += [board, *_dim(cells.board_notes(found))]
+    for pair in found.pairs:
+        parts += _versus(pair)
+    doubts = (Text(f"! {doubt}", "yellow") for doubt in told.doubts(found))
+    return Group(*parts, *_dim(told.methods(found)), *doubts)
 
 
-def _identity(row: AnyRow) -> tuple[str | None, ...]:
-    if isinstance(row, ModelRow):
-        return ("model", row.role)
-    return (row.format, row.precision, row.variant)
+def _versus(pair: Pair) -> Iterator[RenderableType]:
+    a, b = pair.a, pair.b
+    claim, evidence = told.headline(pair)
+    yield Text(f"{a.letter} = {a.run} ({a.date}), {b.letter} = {b.run} ({b.date})", "bold")
+    yield Text.assemble((claim, "bold"), " ", evidence)
+    if pair.rows:
+        yield _cells(cells.accuracy_heads(pair), cells.accuracies(pair), without="only")
+        yield _cells(cells.cost_heads(pair), cells.costs(pair))
+    yield from _dim(told.notes(pair))
+    yield from _settings(pair)
 
 
-def changes(a: Report, b: Report, *, across_hosts: bool = False) -> list[RowChange]:
-    """B against A, for the rows that both have."""
-    others = {_identity(row): row for row in b.rows}
-    same_images = a.dataset.test_digest == b.dataset.test_digest
-    found = []
-    for row in a.rows:
-        other = others.get(_identity(row))
-        if other is None:
-            continue
-        latency, ends, refusal = None, None, ""
-        if row.latency and other.latency:
-            refusal = "" if across_hosts else incomparable(row.latency, other.latency)
-            if not refusal:
-                latency, ends = latency_ratio(row.latency, other.latency)
-        change = RowChange(
-            a=row,
-            b=other,
-            top1=difference(row, other, same_images=same_images),
-            latency=latency,
-            latency_ci95=ends,
-            refusal=refusal,
-            size=other.bytes / row.bytes if row.bytes and other.bytes else None,
-        )
-        found.append(change)
-    return found
+def _cells(heads: Any, rows: Iterable[Any], without: str = "") -> Table:
+    """A table of a comparison's cells; one column may have no room here."""
+    names = [name for name in heads._fields if name != without]
+    table = _table(*(getattr(heads, name) for name in names))
+    for row in rows:
+        table.add_row(*(Text(getattr(row, name)) for name in names))
+    return table
 
 
-def compare(reports: Sequence[Report], *, across_hosts: bool = False) -> RenderableType:
-    """Every later report against the first, in tables for 100 columns.
-
-    Latencies of different hosts or profiles are not compared unless `across_hosts`.
-    Raises ValueError for fewer than two reports.
-    """
-    if len(reports) < 2:
-        raise ValueError("comparing takes at least two reports")
-    first, *rest = reports
-    return Group(*(part for other in rest for part in _versus(first, other, across_hosts)))
+def _dim(lines: Iterable[str]) -> Iterator[Text]:
+    yield from (Text(line, "dim") for line in lines)
 
 
-def _versus(a: Report, b: Report, across_hosts: bool) -> Iterator[RenderableType]:
-    found = changes(a, b, across_hosts=across_hosts)
-    heads = ("", "top-1 % A", "B", "B − A points", "95 %", "p50 B/A", "size B/A")
-    table = _table(*heads, title=f"A = {a.run} ({a.date}), B = {b.run} ({b.date})")
-    for change in found:
-        moved = change.top1
-        table.add_row(
-            Text(change.a.title),
-            *(percent(change.a.top1), percent(change.b.top1)),
-            points(moved.value) if moved else NONE,
-            points_interval(moved.ci95) if moved else NONE,
-            *(_ratio(change.latency), _ratio(change.size)),
-        )
-    yield table
-    yield from (Text(line, "dim") for line in _pairing(found))
-    yield from (Text(line, "dim") for line in _speeds(found))
-    for name, report in (("A", a), ("B", b)):
-        if told := setting(report):
-            yield Text(f"{name}: {told}", "dim")
-    for refusal in dict.fromkeys(change.refusal for change in found if change.refusal):
-        yield Text(f"! latencies are not compared: {refusal}", "yellow")
-    common = {_identity(change.a) for change in found}
-    for name, report in (("A", a), ("B", b)):
-        alone = [row.title for row in report.rows if _identity(row) not in common]
-        if alone:
-            yield Text(f"only in {name}: {', '.join(alone)}", "dim")
-    yield from _settings(a, b)
-
-
-def _pairing(found: Sequence[RowChange]) -> Iterator[str]:
-    """How the intervals came about."""
-    paired = {change.top1.paired for change in found if change.top1}
-    if True in paired:
-        yield "95 % intervals are paired: both were tested on the same images."
-    if False in paired:
-        which = [change.a.title for change in found if change.top1 and not change.top1.paired]
-        rows = f" ({', '.join(which)})" if True in paired else ""
-        yield f"95 % intervals are unpaired{rows}: the test images differ, or were not kept."
-
-
-def _speeds(found: Sequence[RowChange]) -> Iterator[str]:
-    """The intervals of the latency ratios, and what is in none of them."""
-    told = [
-        f"{change.a.title} {change.latency_ci95[0]:.2f} to {change.latency_ci95[1]:.2f}"
-        for change in found
-        if change.latency_ci95
-    ]
-    if told:
-        yield (
-            f"p50 B/A, 95 % intervals of the two processes: {'; '.join(told)}. A host that drifts "
-            "between two runs is in none of them: python -m benchmarks compare takes files in turn."
-        )
-
-
-def _ratio(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}×"
-
-
-def _settings(a: Report, b: Report) -> Iterator[RenderableType]:
-    left, right = dict(flat(_facts(a))), dict(flat(_facts(b)))
-    names = [name for name in dict.fromkeys((*left, *right)) if left.get(name) != right.get(name)]
-    if not names:
+def _settings(pair: Pair) -> Iterator[RenderableType]:
+    if not pair.differs:
         yield Text("settings, data and versions are equal", "dim")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("differs", "A", "B"):
+    for column in ("differs", pair.a.letter, pair.b.letter):
         table.add_column(column, overflow="fold")
-    for name in names:
-        shown = (str(side[name]) if name in side else NONE for side in (left, right))
-        table.add_row(*(Text(text) for text in (name, *shown)))
+    for each in pair.differs:
+        shown = (NONE if value is None else value for value in (each.a, each.b))
+        table.add_row(*(Text(text) for text in (each.name, *shown)))
     yield table
-
-
-def _facts(report: Report) -> dict[str, Any]:
-    data = {"digest": report.dataset.digest[:16]}
-    return {**report.settings, "dataset": data, "environment": report.environment}

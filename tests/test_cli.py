@@ -1,5 +1,6 @@
 """At the command line: wrong input and interruptions, each with its exit code and a message."""
 
+import json
 import os
 import shlex
 import signal
@@ -13,8 +14,10 @@ import torch
 
 from models.resnet import cifar
 from pipeline import __main__ as command_line
+from pipeline.stages import report as pages
 from tests.pictures import make_set
 from tests.signals import heed_interrupts
+from tests.small_run import usual_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,8 +86,38 @@ def test_a_run_that_is_not_there(tmp_path, command):
     refused(pipeline(command, "nothing", "--runs", tmp_path), "nothing")
 
 
-def test_compare_needs_two_runs(tmp_path):
-    refused(pipeline("compare", "one", "--runs", tmp_path), "two runs")
+@pytest.fixture
+def two_runs(tmp_path):
+    """A folder of runs: one and two, and one whose labels stand in another order."""
+    for name in ("one", "two", "turned"):
+        found = usual_run(tmp_path / "records" / name).report(run=name)
+        if name == "turned":
+            found = found.model_copy(update={"labels": found.labels[::-1]})
+        pages.write(found, tmp_path / "runs" / name)
+    return tmp_path / "runs"
+
+
+def test_compare_writes_what_is_asked_for(two_runs, tmp_path):
+    asked = {"--markdown": "c.md", "--json": "c.json", "--html": "c.html"}
+    words = [word for option, name in asked.items() for word in (option, tmp_path / name)]
+    done = pipeline("compare", "one", two_runs / "two", "--runs", two_runs, *words)
+    assert done.returncode == 0, done.stderr
+    assert "A = one" in done.stdout and "student (PyTorch)" in done.stdout
+    assert (tmp_path / "c.md").read_text(encoding="utf-8").startswith("## A = one, B = two\n")
+    assert json.loads((tmp_path / "c.json").read_text())["pairs"][0]["b"]["run"] == "two"
+    assert "</html>" in (tmp_path / "c.html").read_text(encoding="utf-8")
+
+
+def test_what_compare_cannot_do_is_refused(two_runs, tmp_path):
+    def compare(*words):
+        return pipeline("compare", *words, "--runs", two_runs)
+
+    refused(compare("one"), "two runs")
+    refused(compare("one", two_runs / "one"), "'one'", "is named twice")
+    refused(compare("one", "turned"), "the order differs, of 'shirt' (0 and 2), 'bag' (2 and 0)")
+    refused(compare("one", "three"), "run 'three' has no report: there is no such run")
+    nowhere = tmp_path / "nowhere" / "c.md"
+    refused(compare("one", "two", "--markdown", nowhere), "No such file or directory", str(nowhere))
 
 
 def test_folders_without_images_or_with_one_class(tmp_path):

@@ -13,7 +13,7 @@ ROOMS = ("pipeline", "exporters", "runtime", "models", "benchmarks")
 LEVELS = (
     "pipeline.errors pipeline.records pipeline.machine pipeline.progress pipeline.emulated",
     "pipeline.settings pipeline.team pipeline.quantized pipeline.emulators pipeline.contract "
-    "pipeline.mobile pipeline.phones pipeline.tolerances",
+    "pipeline.mobile pipeline.phones pipeline.tolerances pipeline.unfinished",
     "pipeline.store pipeline.images pipeline.fetching",
     "models",
     "runtime",
@@ -34,8 +34,9 @@ LEVELS = (
     "pipeline.summary",
     "pipeline.assemble pipeline.wording pipeline.imported pipeline.supplied",
     "pipeline.comparing pipeline.precision pipeline.elsewhere pipeline.timings pipeline.on_device",
-    "pipeline.verdict pipeline.figures pipeline.speeds",
+    "pipeline.verdict pipeline.figures pipeline.speeds pipeline.templating",
     "pipeline.device_figures pipeline.tradeoffs pipeline.recommending",
+    "pipeline.comparison",
     "pipeline.tables pipeline.stages.report",
     "pipeline.bundle pipeline.gate",
     "pipeline.flow pipeline.exporting pipeline.doctor benchmarks.targets "
@@ -51,6 +52,7 @@ for all modules below it that are not named themselves."""
 FAMILIES = (
     *("models", "runtime", "exporters", "benchmarks"),
     *("pipeline.sources", "pipeline.losses", "pipeline.quantization", "pipeline.bundle"),
+    "pipeline.comparison",
     *("benchmarks.experiments", "benchmarks.phone"),
 )
 """Within one of these, modules may import one another; stages, for one, may not."""
@@ -59,9 +61,9 @@ PACKAGES = {"pipeline", "pipeline.stages"}
 TELLING = (
     *("pipeline.summary", "pipeline.assemble", "pipeline.wording", "pipeline.comparing"),
     *("pipeline.precision", "pipeline.elsewhere", "pipeline.timings", "pipeline.on_device"),
-    *("pipeline.verdict", "pipeline.speeds", "pipeline.recommending"),
+    *("pipeline.verdict", "pipeline.speeds", "pipeline.recommending", "pipeline.templating"),
     *("pipeline.figures", "pipeline.device_figures", "pipeline.tradeoffs"),
-    *("pipeline.tables", "pipeline.stages.report", "pipeline.bundle"),
+    *("pipeline.comparison", "pipeline.tables", "pipeline.stages.report", "pipeline.bundle"),
 )
 """What tells of results knows nothing of how they are made: beyond one another these import
 only what `TOLD` names."""
@@ -147,7 +149,9 @@ TORCH_FREE = [
     "pipeline.records",
     "pipeline.summary",
     "pipeline.tables",
+    "pipeline.comparison.pages",
     "pipeline.stages.report",
+    "pipeline.templating",
     "pipeline.bundle",
     "pipeline.exporting",
     "pipeline.verification",

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.comparison import build
+from pipeline.comparison import pages as side_by_side
 from pipeline.stages import report as pages
-from tests.small_run import ARM, HASWELL, check, rescued, skipped, studied, studied_run
+from tests.small_run import ARM, HASWELL, check, rescued, skipped, studied, studied_run, usual_run
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -57,6 +59,9 @@ def folder(tmp_path_factory):
         quantized=studied(53, rescue=rescued(), checks=tuple(tried)),
     )
     pages.write(run.report(), home)
+    rival = usual_run(home / "rival", seed=1).report(run="rival")
+    found = build.compare([run.report(), rival, rival.model_copy(update={"run": "third"})])
+    side_by_side.write(found, None, None, home / "comparison.html")
     return home
 
 
@@ -77,9 +82,9 @@ def browse(folder, tmp_path):
     return go
 
 
-def framed(folder, name, probe):
-    """A page around the report that runs `probe` on it."""
-    page = html.escape((folder / "report.html").read_text(encoding="utf-8"))
+def framed(folder, name, probe, of="report.html"):
+    """A page around another (`of`) that runs `probe` on it."""
+    page = html.escape((folder / of).read_text(encoding="utf-8"))
     frame = f'<iframe srcdoc="{page}" style="width:390px;height:800px;border:0"></iframe>'
     (folder / name).write_text(f"<!doctype html>{frame}{probe}", encoding="utf-8")
     return name
@@ -96,9 +101,19 @@ def test_text_and_plots_are_there(browse):
     assert bars.count('<g class="point">') == 20
 
 
-def test_a_phone_needs_no_sideways_scroll(browse, folder):
-    framed(folder, "frame.html", PROBE)
-    assert "width 390 of 390, marks 5" in browse("frame.html", "--dump-dom").split('id="seen"')[1]
+def test_a_comparison_draws_the_differences_of_each_pair(browse):
+    page = browse("comparison.html", "--dump-dom")
+    assert "onnx int8 of rival and of quick are the same file" in page
+    for letter in "BC":
+        drawn = page.split(f'id="moved-{letter}"')[1].split("<figcaption")[0]
+        assert drawn.count('class="xerror"') == 5  # networks and files with an accuracy
+
+
+@pytest.mark.parametrize(("name", "marks"), [("report", 5), ("comparison", 0)])
+def test_a_phone_needs_no_sideways_scroll(browse, folder, name, marks):
+    framed(folder, "frame.html", PROBE, of=f"{name}.html")
+    seen = browse("frame.html", "--dump-dom").split('id="seen"')[1]
+    assert f"width 390 of 390, marks {marks}" in seen
 
 
 def test_the_table_is_sorted_by_a_click_within_its_groups(browse, folder):

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp
+from scipy.stats import binomtest, bootstrap, ks_2samp, ttest_1samp
 
 from benchmarks.stats import (
+    RESAMPLES,
+    holm,
     mean_interval,
+    paired_bootstrap,
     paired_difference,
     percentiles,
     ratio,
@@ -69,6 +72,24 @@ def test_paired_difference_agrees_with_published_values(table, difference, low, 
     assert result.n == sum(table)
 
 
+def test_agrestis_approval_ratings():
+    # Agresti, Categorical Data Analysis (1990), p. 350: 1600 people asked twice
+    found = paired_difference(*paired(794, 150, 86, 570))
+    assert (found.only_a, found.only_b, found.n) == (150, 86, 1600)
+    assert found.difference == pytest.approx(-0.04)
+    # Wald's interval there is -0.04 ± 1.96 * 0.0095; one more of each discordant kind moves it by
+    # less than a hundredth of a point a person
+    assert found.ci95 == pytest.approx((-0.0587, -0.0213), abs=5e-4)
+    assert found.mcnemar_p == pytest.approx(binomtest(86, 236).pvalue)
+    z2 = 64**2 / 236  # McNemar's statistic without correction, 17.36: p = 3.1e-5
+    assert z2 == pytest.approx(17.36, abs=5e-3) and 2e-5 < found.mcnemar_p < 6e-5
+
+
+def test_exact_mcnemar_agrees_with_r():
+    # Approval of a cabinet as S. Aoki (Gunma University) works it out: binom.test of 35 and 28
+    assert paired_difference(*paired(48, 28, 35, 53)).mcnemar_p == pytest.approx(0.45, abs=5e-4)
+
+
 def test_paired_difference_changes_sign_with_the_order():
     a, b = paired(500, 10, 30, 60)
     forth, back = paired_difference(a, b), paired_difference(b, a)
@@ -85,6 +106,58 @@ def test_no_discordant_pairs_still_leave_an_interval():
     assert result.mcnemar_p == 1.0
     half = 1.959963984540054 * np.sqrt(2) / 1002  # by hand: sqrt((2/1002) / 1002)
     assert result.ci95 == pytest.approx((-half, half))
+
+
+@pytest.mark.parametrize(("only_a", "only_b", "n"), [(3, 9, 40), (150, 86, 1600)])
+def test_the_paired_bootstrap_draws_as_naive_resampling_does(only_a, only_b, n):
+    a, b = paired(n - only_a - only_b, only_a, only_b, 0)
+    moved = b.astype(int) - a.astype(int)
+    naive = moved[np.random.default_rng(11).integers(0, n, (RESAMPLES, n))].sum(axis=1)
+    shares = np.array([only_a, only_b, n - only_a - only_b]) / n
+    drawn = np.random.default_rng(0).multinomial(n, shares, RESAMPLES)
+    assert np.asarray(ks_2samp(naive, drawn[:, 1] - drawn[:, 0]))[1] > 0.01
+    how = {"n_resamples": RESAMPLES, "method": "percentile", "random_state": 11}
+    expected = bootstrap((moved,), np.mean, **how)
+    assert paired_bootstrap(only_a, only_b, n) == pytest.approx(
+        tuple(expected.confidence_interval), abs=1.6 / n
+    )
+
+
+def test_the_paired_bootstrap_is_the_same_every_time_and_turns_with_the_order():
+    found = paired_bootstrap(150, 86, 1600)
+    assert found is not None
+    low, high = found
+    # so many that two draws would hardly agree to the image
+    assert paired_bootstrap(15_000, 8_600, 160_000) == paired_bootstrap(15_000, 8_600, 160_000)
+    assert paired_bootstrap(86, 150, 1600) == pytest.approx((-high, -low), abs=1e-3)
+    # of so many images it is nearly the closed form
+    assert (low, high) == pytest.approx(
+        paired_difference(*paired(794, 150, 86, 570)).ci95, abs=1.5e-3
+    )
+
+
+def test_a_bootstrap_without_disagreement_claims_nothing():
+    assert paired_bootstrap(0, 0, 10_000) is None
+    assert paired_bootstrap(1, 0, 1) is None  # one image: it can only draw that one again
+    for wrong in ((0, 0, 0), (-1, 2, 5), (3, 3, 5)):
+        with pytest.raises(ValueError, match="cannot be"):
+            paired_bootstrap(*wrong)
+
+
+def test_holm_agrees_with_a_published_example():
+    # CRAN package HDLSSkST 2.1.0, example of Holm: at 0.05 the third and the last are rejected
+    p = [0.50, 0.01, 0.001, 0.69, 0.02, 0.05, 0.0025]
+    adjusted = holm(p)
+    assert [each < 0.05 for each in adjusted] == [False, False, True, False, False, False, True]
+    # by hand: 7, 6, ... times the sorted ones, none below one before it
+    assert adjusted == pytest.approx([1, 0.05, 0.007, 1, 0.08, 0.15, 0.015])
+
+
+def test_holm_of_none_of_one_and_of_no_probability():
+    assert holm([]) == [] and holm([0.03]) == [0.03]
+    assert holm([0.04, 0.03]) == pytest.approx([0.06, 0.06])
+    with pytest.raises(ValueError, match="probabilities"):
+        holm([0.1, float("nan")])
 
 
 def test_paired_is_narrower_than_unpaired_when_both_agree_mostly():

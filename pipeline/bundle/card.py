@@ -9,8 +9,9 @@ from benchmarks.stats import wilson
 from pipeline import elsewhere, precision, timings, verdict, wording
 from pipeline.bundle.manifest import Manifest
 from pipeline.bundle.snippets import SNIPPETS, texts
-from pipeline.stages.report import class_noise, class_rows, escape_markdown
+from pipeline.stages.report import class_noise, class_rows
 from pipeline.summary import Report
+from pipeline.templating import escape_markdown
 from pipeline.wording import LONG, interval, percent
 
 FILE = "MODEL_CARD.md"

@@ -5,14 +5,10 @@ a network: plotly.js is inlined, and colours follow the reader's light or dark s
 """
 
 import os
-import re
 import shlex
 from math import sqrt
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-from plotly.offline import get_plotlyjs
 
 from pipeline import (
     device_figures,
@@ -21,6 +17,7 @@ from pipeline import (
     on_device,
     precision,
     recommending,
+    templating,
     timings,
     tradeoffs,
     verdict,
@@ -34,12 +31,6 @@ from pipeline.wording import LONG
 VERSION = 3
 """Raised when the pages tell more of the same results: those of finished runs are made anew."""
 PAGES = ("report.html", "report.md", FILE)
-TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
-NUMBERS = (
-    *("number", "percent", "interval", "apart", "megabytes", "points", "points_interval"),
-    *("probability", "network", "effort"),
-)
-"""What templates may say of numbers, from `wording`."""
 FIGURES = {
     "latency": tradeoffs.latency,
     "size": tradeoffs.size,
@@ -92,32 +83,11 @@ def to_markdown(report: Report) -> str:
 def to_html(report: Report) -> str:
     """The page: one file, no network."""
     made = {name: draw(report) for name, draw in FIGURES.items()}
-    # "<" inside a script could end it; in JSON it may be written as an escape
-    drawn = {
-        name: str(figure.to_json()).replace("<", "\\u003c")
-        for name, figure in made.items()
-        if figure
-    }
-    return _render(
-        "report.html.j2", report, figures=drawn, plotlyjs=get_plotlyjs() if drawn else ""
-    )
+    return _render("report.html.j2", report, **templating.drawn(made))
 
 
 def _render(template: str, report: Report, **more: Any) -> str:
-    page = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=select_autoescape(("html.j2",)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    page.filters.update(
-        {name: getattr(wording, name) for name in NUMBERS},
-        md=escape_markdown,
-        tied=tied,
-        predicted_cell=on_device.predicted_cell,
-    )
+    page = templating.environment(predicted_cell=on_device.predicted_cell)
     return page.get_template(template).render(
         report=report,
         answers=recommending.recommend(report),
@@ -166,17 +136,6 @@ def _int8(report: Report) -> dict[str, Any]:
         "schemes": elsewhere.scheme_rows(report),
         "not_run": elsewhere.not_run(report),
     }
-
-
-def tied(text: str) -> str:
-    """`text` with units and relations held to their numbers, so that no line starts with "%"."""
-    return re.sub(r"(?<=[\d<=]) (?=%|ms\b|MB\b|M\b|points\b|\d)|(?<=\bp) (?=[<=])", "\u00a0", text)
-
-
-def escape_markdown(text: str) -> str:
-    """`text` as one line of literal Markdown: names come from users' folders."""
-    flat = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", flat).replace("&", "&amp;")
 
 
 # ---- tables that only the page has ----

@@ -1,0 +1,234 @@
+"""What a comparison means, in sentences that the terminal, Markdown and HTML all print."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from benchmarks.stats import RESAMPLES
+from pipeline.comparison.build import Comparison
+from pipeline.comparison.cells import ends, times
+from pipeline.comparison.facts import Change, Pair, Ratio, RowPair, Run
+from pipeline.comparison.leaderboard import BELIEVED
+from pipeline.verdict import FEW_IMAGES
+from pipeline.wording import Finding, enumerated, number, percent, points_interval, probability
+
+
+def title(found: Comparison) -> str:
+    """The runs, by letters and names."""
+    return ", ".join(f"{run.letter} = {run.run}" for run in found.runs)
+
+
+# ---- what is found ----
+
+
+def headline(pair: Pair) -> Finding:
+    """The file to ship of B against that of A, in a sentence, and what shows it."""
+    row, a, b = pair.lead, pair.a, pair.b
+    if row is None or row.top1 is None:
+        return Finding(f"{b.run} has no file or network whose accuracy both were measured for.", "")
+    claims = [_accuracy(row.top1), _speed(row.latency), _size(row.size)]
+    claim = f"{row.title} of {b.run} against that of {a.run}: {', '.join(filter(None, claims))}."
+    if row.same_file:
+        claim = f"{row.title} of {b.run} and of {a.run} are the same file, byte for byte."
+    evidence = [
+        f"Top-1 {percent(row.b.top1)} against {percent(row.a.top1)} %, 95 % interval of the "
+        f"difference {points_interval(row.top1.ci95)} points, {_tested(row.top1, row, pair)}."
+    ]
+    if row.latency.value is not None:
+        within = f" ({ends(row.latency.ci95)})" if row.latency.ci95 else ""
+        evidence.append(
+            f"p50 {number(row.b.p50_ms)} against {number(row.a.p50_ms)} ms, "
+            f"{times(row.latency)}{within}."
+        )
+    return Finding(claim, " ".join(evidence))
+
+
+def certain(change: Change) -> bool:
+    """Whether the interval, and where there is one the test, say that there is a difference."""
+    chance = change.mcnemar_p is not None and change.mcnemar_p >= BELIEVED
+    return not (change.ci95[0] <= 0 <= change.ci95[1] or chance)
+
+
+def _accuracy(change: Change) -> str:
+    if not certain(change):
+        return "no certain difference in accuracy"
+    way = "more" if change.difference > 0 else "less"
+    return f"{abs(100 * change.difference):.2f} points {way} accurate"
+
+
+def _speed(ratio: Ratio) -> str:
+    if ratio.value is None:
+        return ""
+    if ratio.ci95 is None or ratio.ci95[0] <= 1 <= ratio.ci95[1]:
+        return "no certain difference in time"
+    return f"{times(ratio)} the time"
+
+
+def _size(ratio: Ratio) -> str:
+    if ratio.value is None:
+        return ""
+    return "the same size" if times(ratio) == "1.00×" else f"{times(ratio)} the size"
+
+
+def _tested(change: Change, row: RowPair, pair: Pair) -> str:
+    a, b = pair.a, pair.b
+    if change.mcnemar_p is None:
+        return f"unpaired ({row.b.n:,} and {row.a.n:,} test images)"
+    return (
+        f"paired over {_images(row.a.n or 0)}: {change.only_b:,} that only {b.letter} names "
+        f"rightly, {change.only_a:,} that only {a.letter} (McNemar {probability(change.mcnemar_p)})"
+    )
+
+
+# ---- doubts and notes ----
+
+
+def doubts(found: Comparison) -> list[str]:
+    """What a reader must know before believing the figures."""
+    told = [line for pair in found.pairs for line in _doubts(pair, found.across_hosts)]
+    noisy = dict.fromkeys(
+        f"{row.title} of {run.letter}"
+        for pair in found.pairs
+        for row in pair.rows
+        for run, side in ((pair.a, row.a), (pair.b, row.b))
+        if side.noisy
+    )
+    if noisy:
+        told.append(f"The host was too noisy to time {enumerated(list(noisy))}.")
+    return told
+
+
+def _doubts(pair: Pair, across_hosts: bool) -> Iterator[str]:
+    a, b = pair.a, pair.b
+    names = f"{a.letter} and {b.letter}"
+    if not pair.same_images:
+        yield (
+            f"{names} were tested on other images ({_tested_on(a)}; {_tested_on(b)}): their "
+            "accuracies are compared unpaired, and the difference may be one of the images."
+        )
+    if (a.size, a.channels) != (b.size, b.channels):
+        yield f"{names} take other images: {_taken(a)} and {_taken(b)}."
+    yield from _refusals(pair, names, across_hosts)
+    counts = [side.n for row in pair.rows for side in (row.a, row.b) if side.n]
+    if counts and min(counts) < FEW_IMAGES:
+        few = _images(min(counts))
+        yield f"Only {few}: every accuracy of {names} is uncertain by several points."
+
+
+def _images(count: int) -> str:
+    return f"{count:,} test image{'s' * (count != 1)}"
+
+
+def _tested_on(run: Run) -> str:
+    return f"{run.letter}: {run.test_images:,} of {run.source}"
+
+
+def _taken(run: Run) -> str:
+    return f"{run.size} × {run.size} pixels, {'grey' if run.channels == 1 else 'RGB'}"
+
+
+def _refusals(pair: Pair, names: str, across_hosts: bool) -> Iterator[str]:
+    """What is not compared, or is all the same as --across-hosts asks."""
+    held = [row for row in pair.rows if _both(row.memory)]
+    timed = [row for row in pair.rows if row in held or _both(row.latency) or _both(row.load)]
+    apart = _by(timed, lambda row: row.apart)
+    runtimes = _by([row for row in held if across_hosts or not row.apart], lambda row: row.runtimes)
+    for why, titles in apart:
+        asked = f"Times and memory of {names} are compared as --across-hosts asks, though"
+        refused = f"Latencies of {names} are not compared, nor load times and memory:"
+        yield f"{asked if across_hosts else refused} {why}{titles}."
+    for why, titles in runtimes:
+        asked = f"Memory of {names} is compared as --across-hosts asks, though"
+        refused = f"Peak memory of {names} is not compared:"
+        yield f"{asked if across_hosts else refused} {why}{titles}."
+
+
+def _both(ratio: Ratio) -> bool:
+    """Whether both runs have the figure."""
+    return ratio.value is not None or ratio.refused
+
+
+def _by(rows: Sequence[RowPair], reason: Callable[[RowPair], str | None]) -> list[tuple[str, str]]:
+    """The reasons of `rows`, each with the titles it is of; "" where that is all of them."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if why := reason(row):
+            found.setdefault(why, []).append(row.title)
+    return [
+        (why, "" if len(titles) == len(rows) else f" ({', '.join(titles)})")
+        for why, titles in found.items()
+    ]
+
+
+def methods(found: Comparison) -> list[str]:
+    """How the intervals came about, said once for all pairs."""
+    rows = [row for pair in found.pairs for row in pair.rows]
+    told = []
+    if paired := [row.top1 for row in rows if row.top1 and row.top1.paired]:
+        told.append(
+            "Paired differences are over the same test images. p is McNemar’s, exact; the 95 % "
+            f"interval is Bonett and Price’s, the bootstrap’s is of {RESAMPLES:,} resampled test "
+            "sets. Each is its row’s own: of twenty rows without a difference about one may show p "
+            "below 0.05 by chance. They tell two trained files apart, not two recipes: another "
+            "seed trains another file."
+        )
+        if any(change.only_a == change.only_b == 0 for change in paired):
+            told.append(
+                "Where the two never disagree p is 1 and there is nothing to resample; the "
+                "interval is that of one disagreement either way more than was seen."
+            )
+    if any(row.top1 and not row.top1.paired for row in rows):
+        told.append("The 95 % interval of an unpaired difference is Newcombe’s, without a p.")
+    if any(row.latency.ci95 for row in rows):
+        told.append(
+            "The interval of a ratio of p50 is that of the two processes. A host that drifts "
+            "between two runs is not in it: python -m benchmarks compare takes files in turn."
+        )
+    if any(row.latency.value and not row.latency.ci95 for row in rows):
+        told.append("Where a p50 has no interval of its own, its ratio has none.")
+    return told
+
+
+def notes(pair: Pair) -> list[str]:
+    """What is not paired or is missing and why, and what was trained."""
+    return [
+        *_unpaired(pair),
+        *_missing(pair),
+        *_alone(pair),
+        *(f"{run.letter}: {run.student}" for run in (pair.a, pair.b) if run.student),
+    ]
+
+
+def _unpaired(pair: Pair) -> Iterator[str]:
+    found: dict[str, list[str]] = {}
+    for row in pair.rows:
+        if row.top1 and not row.top1.paired:
+            kept = (
+                "the numbers of test images differ"
+                if row.a.n != row.b.n
+                else "answers were not kept"
+            )
+            why = kept if pair.same_images else "the test images differ"
+            found.setdefault(why, []).append(row.title)
+    for why, titles in found.items():
+        yield f"Differences are unpaired ({enumerated(titles)}): {why}."
+
+
+def _missing(pair: Pair) -> Iterator[str]:
+    """Why rows have no accuracy or no latency, in which of the runs."""
+    found: dict[str, dict[str, None]] = {}
+    for row in pair.rows:
+        reasons: dict[str, list[str]] = {}
+        for run, side in ((pair.a, row.a), (pair.b, row.b)):
+            values = {"top-1": side.top1, "latency": side.p50_ms}
+            if lacking := [name for name, value in values.items() if value is None]:
+                why = f"no {enumerated(lacking, 'or')}: {side.skipped or 'no reason given'}"
+                reasons.setdefault(why, []).append(run.letter)
+        for why, letters in reasons.items():
+            found.setdefault(f"in {enumerated(letters)} {why}", {})[row.title] = None
+    for why, titles in found.items():
+        yield f"{enumerated(list(titles))}: {why}"
+
+
+def _alone(pair: Pair) -> Iterator[str]:
+    for run, titles in ((pair.a, pair.only_a), (pair.b, pair.only_b)):
+        if titles:
+            yield f"Only in {run.letter}: {', '.join(titles)}."
