@@ -211,7 +211,9 @@ def test_other_test_images_are_compared_unpaired_and_that_is_said(report, other)
     assert not loose.paired and loose.mcnemar_p is None and loose.bootstrap_ci95 is None
     assert loose.ci95 == unpaired_interval(1100 / 1200, 1200, 1130 / 1200, 1200)
     for text in renderings(found):
-        assert "A and B were tested on other images (A: 1,200 of three kinds of things; " in text
+        assert (
+            "A and B were tested on different images (A: 1,200 of three kinds of things; " in text
+        )
         assert "the test images differ" in text and "Newcombe’s" in text
         assert "unpaired (1,200 and 1,200 test images)" in text
 
@@ -281,8 +283,9 @@ def test_a_noisy_host_is_told(report):
 def test_inputs_of_another_size_are_told(report, other):
     taken = other.input.model_copy(update={"size": 16, "channels": 3})
     found = compare([report, other.model_copy(update={"input": taken})])
-    assert "A and B take other images: 8 × 8 pixels, grey and 16 × 16 pixels, RGB." in words.doubts(
-        found
+    assert (
+        "A and B take different images: 8 × 8 pixels, grey and 16 × 16 pixels, RGB."
+        in words.doubts(found)
     )
     assert {"input.size", "input.channels"} <= {each.name for each in found.pairs[0].differs}
 

@@ -101,11 +101,11 @@ def _doubts(pair: Pair, across_hosts: bool) -> Iterator[str]:
     names = f"{a.letter} and {b.letter}"
     if not pair.same_images:
         yield (
-            f"{names} were tested on other images ({_tested_on(a)}; {_tested_on(b)}): their "
+            f"{names} were tested on different images ({_tested_on(a)}; {_tested_on(b)}): their "
             "accuracies are compared unpaired, and the difference may be one of the images."
         )
     if (a.size, a.channels) != (b.size, b.channels):
-        yield f"{names} take other images: {_taken(a)} and {_taken(b)}."
+        yield f"{names} take different images: {_taken(a)} and {_taken(b)}."
     yield from _refusals(pair, names, across_hosts)
     counts = [side.n for row in pair.rows for side in (row.a, row.b) if side.n]
     if counts and min(counts) < FEW_IMAGES:
@@ -198,18 +198,16 @@ def notes(pair: Pair) -> list[str]:
 
 
 def _unpaired(pair: Pair) -> Iterator[str]:
-    found: dict[str, list[str]] = {}
-    for row in pair.rows:
-        if row.top1 and not row.top1.paired:
-            kept = (
-                "the numbers of test images differ"
-                if row.a.n != row.b.n
-                else "answers were not kept"
-            )
-            why = kept if pair.same_images else "the test images differ"
-            found.setdefault(why, []).append(row.title)
-    for why, titles in found.items():
-        yield f"Differences are unpaired ({enumerated(titles)}): {why}."
+    def why(row: RowPair) -> str | None:
+        if row.top1 is None or row.top1.paired:
+            return None
+        if not pair.same_images:
+            return "the test images differ"
+        counts = "the numbers of test images differ"
+        return counts if row.a.n != row.b.n else "answers were not kept"
+
+    for reason, titles in _by([row for row in pair.rows if row.top1], why):
+        yield f"Differences are unpaired{titles}: {reason}."
 
 
 def _missing(pair: Pair) -> Iterator[str]:
