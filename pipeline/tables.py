@@ -12,6 +12,7 @@ from rich.text import Text
 
 from benchmarks.stats import Interval
 from pipeline import elsewhere, precision, summary
+from pipeline.answers import class_lines
 from pipeline.comparing import AnyRow, Difference, difference, incomparable, latency_ratio
 from pipeline.errors import StoreError
 from pipeline.summary import ModelRow, Report
@@ -59,7 +60,12 @@ def show(report: Report) -> RenderableType:
     ]
     notes = [Text(f"{titles}: {reason}", "dim") for titles, reason in by_reason(report)]
     doubts = [Text(f"! {warning}", "yellow") for warning in warnings(report)]
-    asides = [*hosts(report), *precision.lines(report), *elsewhere.not_run(report)]
+    asides = [
+        *hosts(report),
+        *class_lines(report),
+        *precision.lines(report),
+        *elsewhere.not_run(report),
+    ]
     return Group(*lines, table, *(Text(line, "dim") for line in asides), *notes, *doubts)
 
 
