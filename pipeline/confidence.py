@@ -105,13 +105,20 @@ def bin_of(confidence: NDArray[np.floating]) -> NDArray[np.intp]:
     return np.digitize(confidence, np.arange(1, BINS) / BINS, right=True)
 
 
-def log_probabilities(answers: NDArray[np.floating], output: Output) -> NDArray[np.float64]:
-    """Logarithms of the probabilities [n, classes] that `answers` mean."""
-    wide = np.asarray(answers, dtype=np.float64)
-    if output == "logits":
-        with np.errstate(invalid="ignore"):  # answers that are no numbers stay none
-            return log_softmax(wide, axis=1)
-    return np.log(np.maximum(wide, LEAST))
+def probabilities(answers: NDArray[np.floating], output: Output) -> NDArray[np.float64]:
+    """The probabilities [n, classes] that `answers` are or mean."""
+    return _wide(answers) if output == "probabilities" else np.exp(_logs(answers, output))
+
+
+def _wide(answers: NDArray[np.floating]) -> NDArray[np.float64]:
+    return np.asarray(answers, dtype=np.float64)
+
+
+def _logs(answers: NDArray[np.floating], output: Output) -> NDArray[np.float64]:
+    if output == "probabilities":
+        return np.log(np.maximum(_wide(answers), LEAST))
+    with np.errstate(invalid="ignore"):  # answers that are no numbers stay none
+        return log_softmax(_wide(answers), axis=1)
 
 
 def _by_block(
@@ -120,11 +127,9 @@ def _by_block(
     """Confidence, whether it is right, and the loss of each image, a block after the other."""
     for start in range(0, len(labels), BLOCK):
         given, truth = answers[start : start + BLOCK], labels[start : start + BLOCK]
-        logs = log_probabilities(given, output)
-        each = np.arange(len(truth))
-        # The class is named by the answers themselves, as everywhere: of ties too.
-        named = np.argmax(given, axis=1)
-        yield np.exp(logs[each, named]), (named == truth).astype(np.float64), -logs[each, truth]
+        each, named = np.arange(len(truth)), np.argmax(given, axis=1)
+        sure = probabilities(given, output)[each, named]
+        yield sure, (named == truth).astype(np.float64), -_logs(given, output)[each, truth]
 
 
 def _bins(

@@ -91,7 +91,6 @@ def find(
     named = {name: np.argmax(each.values, axis=1) for name, each in said.items()}
     apart = {name: each != named["student"] for name, each in named.items() if name != "student"}
     shown = _order(apart, _margin(said["student"].values))
-    pictures = _pictures(images, shown)
     return Disagreements(
         n=int(np.count_nonzero(np.any(list(apart.values()), axis=0))),
         int8=int8 if "int8" in said else None,
@@ -100,9 +99,9 @@ def find(
                 index=int(row),
                 truth=int(labels[row]),
                 said={name: _said(each, int(row)) for name, each in said.items()},
-                image=picture,
+                image=_picture(images, int(row)),
             )
-            for row, picture in zip(shown, pictures, strict=True)
+            for row in shown
         ),
     )
 
@@ -128,20 +127,19 @@ def _margin(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _said(answers: Answers, row: int) -> Said:
-    logs = confidence.log_probabilities(answers.values[row : row + 1], answers.output)[0]
     named = int(np.argmax(answers.values[row]))
-    sure = float(np.exp(logs[named]))
+    sure = float(confidence.probabilities(answers.values[row : row + 1], answers.output)[0, named])
     return Said(named=named, confidence=sure if np.isfinite(sure) else None)
 
 
-def _pictures(images: Images | None, rows: NDArray[np.int64]) -> list[str | None]:
-    if images is None or not len(rows):
-        return [None] * len(rows)
+def _picture(images: Images | None, row: int) -> str | None:
+    if images is None:
+        return None
     try:
-        return [data_url(pixels) for pixels in images[rows]]
+        return data_url(images[np.array([row])][0])
     except (DataError, OSError):
-        # The files may have gone since they were measured: the figures are no worse for it.
-        return [None] * len(rows)
+        # The file may have gone since it was measured: the figures are no worse for it.
+        return None
 
 
 def data_url(pixels: Pixels) -> str:
