@@ -43,22 +43,30 @@ def _cells(
     report: Report, counts: tuple[tuple[int, ...], ...], kind: str, on_diagonal: bool
 ) -> go.Heatmap:
     """The cells on the diagonal, or those off it; the others are left out."""
-    shares: list[list[float | None]] = []
-    hovers: list[list[str]] = []
-    for truth, row in enumerate(counts):
-        inside = [(at == truth) == on_diagonal and n > 0 for at, n in enumerate(row)]
-        shares.append([n / sum(row) if kept else None for n, kept in zip(row, inside, strict=True)])
-        hovers.append([_hover(report, truth, at, row) for at in range(len(row))])
+    inside = [
+        [(truth == named) == on_diagonal and n > 0 for named, n in enumerate(row)]
+        for truth, row in enumerate(counts)
+    ]
+    shares = [
+        [n / sum(row) if kept else None for n, kept in zip(row, cells, strict=True)]
+        for row, cells in zip(counts, inside, strict=True)
+    ]
     return go.Heatmap(
         z=shares,
         zmin=0,
         zmax=max((share for row in shares for share in row if share), default=1),
         colorscale=[[0, f"rgba({HEAT[kind]},0)"], [1, f"rgba({HEAT[kind]},{FULL})"]],
         showscale=False,
-        text=[[f"{n:,}" if n else "" for n in row] for row in counts],
+        text=[
+            [f"{n:,}" if kept else "" for n, kept in zip(row, cells, strict=True)]
+            for row, cells in zip(counts, inside, strict=True)
+        ],
         texttemplate="%{text}" if len(counts) <= COUNTED else None,
         textfont_size=11,
-        customdata=hovers,
+        customdata=[
+            [_hover(report, truth, named, row) for named in range(len(row))]
+            for truth, row in enumerate(counts)
+        ],
         hovertemplate="%{customdata}<extra></extra>",
         hoverongaps=False,
         **{"xgap": 1, "ygap": 1},

@@ -155,7 +155,8 @@ def _certainly(
     if not claims:
         return f"In no class is the difference between {between} certain{how}."
     rest = tested - len(told)
-    others = f"; in the other {rest:,} the difference may be chance" if rest else ""
+    other = f"{rest:,}" if rest > 1 else "class"
+    others = f"; in the other {other} the difference may be chance" if rest else ""
     return f"By class, {who} {enumerated(claims)}{others}{how}."
 
 

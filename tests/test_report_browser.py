@@ -1,6 +1,7 @@
 """The page in a real browser: plots are drawn, and it fits a phone, in light and in dark."""
 
 import html
+import re
 import shutil
 import subprocess
 
@@ -8,8 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import summary
 from pipeline.stages import report as pages
-from tests.small_run import ARM, HASWELL, check, rescued, skipped, studied, studied_run
+from tests.small_run import (
+    ARM,
+    HASWELL,
+    check,
+    rescued,
+    skipped,
+    studied,
+    studied_run,
+    usual_run,
+)
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -18,6 +29,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--hide-scrollbars", "--virtual-time-budget=4000"),
 )
+HOSTILE = ('<b>&"x"</b>', "%{y} it's", "[red]a|*_")
 PROBE = """<p id="seen"></p><script>
 window.addEventListener("load", function () {
   var root = document.querySelector("iframe").contentDocument.documentElement;
@@ -38,6 +50,7 @@ def folder(tmp_path_factory):
         quantized=studied(53, rescue=rescued(), checks=tuple(tried)),
     )
     pages.write(run.report(), home)
+    pages.write(usual_run(home / "hostile-records", labels=HOSTILE).report(), home / "hostile")
     return home
 
 
@@ -64,9 +77,28 @@ def test_text_and_plots_are_there(browse):
     for name in ("scatter", "curves", "layers"):
         drawn = page.split(f'id="{name}"')[1].split("<figcaption")[0]
         assert 'class="main-svg"' in drawn
-    assert page.split('id="scatter"')[1].count('class="errorbar"') == 5
+    scatter = page.split('id="scatter"')[1].split("<figcaption")[0]
+    assert scatter.count('class="errorbar"') == 5
     bars = page.split('id="layers"')[1].split("<figcaption")[0]
     assert bars.count('<g class="point">') == 20
+
+
+def test_matrix_points_and_pictures_are_there(browse, folder):
+    report = summary.read(folder)
+    page = browse("report.html", "--dump-dom")
+    matrix = page.split('id="confusion"')[1].split("<figcaption")[0]
+    assert matrix.count('class="heatmap-label"') == 6  # three classes, each taken for the next
+    drawn = page.split('id="reliability"')[1].split("<figcaption")[0]
+    bins = [row.confidence.bins for row in report.rows if row.confidence]
+    assert drawn.count('class="errorbar"') == len(bins[2]) + len(bins[3])
+    assert page.count('<img class="small" src="data:image/png;base64,') == 12
+
+
+def test_labels_with_markup_are_shown_to_the_letter(browse):
+    page = browse("hostile/report.html", "--dump-dom")
+    matrix = page.split('id="confusion"')[1].split("<figcaption")[0]
+    ticks = re.findall(r'<g class="[xy]tick"><text[^>]*>(.*?)</text>', matrix)
+    assert [html.unescape(tick) for tick in ticks] == [*HOSTILE, *HOSTILE]
 
 
 def test_a_phone_needs_no_sideways_scroll(browse, folder):
