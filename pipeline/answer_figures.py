@@ -64,8 +64,8 @@ def _cells(
         texttemplate="%{text}" if len(counts) <= COUNTED else None,
         textfont_size=11,
         customdata=[
-            [_hover(report, truth, named, row) for named in range(len(row))]
-            for truth, row in enumerate(counts)
+            [_hover(report, truth, named, row) if cells[named] else "" for named in range(len(row))]
+            for truth, (row, cells) in enumerate(zip(counts, inside, strict=True))
         ],
         hovertemplate="%{customdata}<extra></extra>",
         hoverongaps=False,

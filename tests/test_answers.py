@@ -289,9 +289,9 @@ def test_labels_with_markup_stay_text_in_the_figure(hostile):
     ticks = heat(hostile)["layout"]["xaxis"]["ticktext"]
     # plotly undoes these; of quotes it would show the entity
     assert ticks[0] == '&lt;b&gt;&amp;"x"&lt;/b&gt;|*_' and ticks[2] == "&#37;{y} …/script&gt;"
-    for trace in heat(hostile)["data"]:
-        assert '<b>&lt;b&gt;&amp;"x"&lt;/b&gt;|*_</b><br>' in trace["customdata"][0][0]
-        assert "&#37;{y} &lt;script&gt;" in trace["customdata"][2][2]
+    hovers = [trace["customdata"] for trace in heat(hostile)["data"]]
+    assert hovers[0][0][0].startswith('<b>&lt;b&gt;&amp;"x"&lt;/b&gt;|*_</b><br>named rightly: ')
+    assert "named &#37;{y} &lt;script&gt;" in hovers[1][1][2] and not hovers[1][0][0]
 
 
 def test_labels_with_markup_stay_text_in_markdown(tmp_path):
