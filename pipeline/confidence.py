@@ -21,7 +21,7 @@ BINS = 15
 LEAST = 1e-6
 """Probabilities below it, some of which float16 makes 0, count as it."""
 DRAWS = 500
-"""Of the bootstrap, and of calibrated networks."""
+"""Of what chance may have been."""
 BLOCK = 4096
 """Images taken up at a time: a large test split with many classes is larger than it need be."""
 
@@ -53,7 +53,7 @@ class Confidence(Record):
     over: float
     """Mean confidence minus top-1: above 0 it claims more than it is right."""
     over_ci95: tuple[float, float]
-    """Normal interval of that mean difference, paired by image."""
+    """Paired by image; see `_over_interval`."""
     ece: float
     """Expected calibration error, in 0..1."""
     ece_ci95: tuple[float, float]
@@ -86,18 +86,35 @@ def assess(
     apart = sure - right
     ece = float(np.abs(np.bincount(bins, apart, BINS)).sum() / n)
     chance = _by_chance(sure, bins)
-    half = Z95 * float(apart.std()) / n**0.5
     return Confidence(
         n=n,
         mean=float(sure.mean()),
         over=float(apart.mean()),
-        over_ci95=(float(apart.mean()) - half, float(apart.mean()) + half),
+        over_ci95=_over_interval(sure, right),
         ece=ece,
-        ece_ci95=_ece_interval(ece, apart, bins, chance),
+        ece_ci95=_ece_interval(ece, sure, right, bins, chance),
         ece_by_chance=float(chance.mean()),
         nll=float(loss.mean()),
         bins=tuple(_bins(sure, right, bins)),
     )
+
+
+def _over_interval(sure: NDArray[np.float64], right: NDArray[np.float64]) -> Interval:
+    """95 % interval of mean confidence minus top-1 (Zou 2007, Psychological Methods 12:399).
+
+    From the normal interval of the one, Wilson's of the other and their correlation: unlike a
+    normal interval of the difference it has a width where every image is named rightly.
+    """
+    n, top1, over = len(sure), float(right.mean()), float((sure - right).mean())
+    low, high = wilson(round(right.sum()), n)
+    own = Z95 * float(sure.std()) / n**0.5
+    varies = sure.std() > 0 and 0 < top1 < 1
+    same = float(np.corrcoef(sure, right)[0, 1]) if varies else 0.0
+
+    def reach(other: float) -> float:
+        return float(max(0.0, own**2 + other**2 - 2 * same * own * other)) ** 0.5
+
+    return over - reach(high - top1), over + reach(top1 - low)
 
 
 def bin_of(confidence: NDArray[np.floating]) -> NDArray[np.intp]:
@@ -164,21 +181,26 @@ def _by_chance(sure: NDArray[np.float64], bins: NDArray[np.intp]) -> NDArray[np.
 
 
 def _ece_interval(
-    ece: float, apart: NDArray[np.float64], bins: NDArray[np.intp], chance: NDArray[np.float64]
+    ece: float,
+    sure: NDArray[np.float64],
+    right: NDArray[np.float64],
+    bins: NDArray[np.intp],
+    chance: NDArray[np.float64],
 ) -> Interval:
-    """95 % interval of the ECE that so many images more would show.
+    """95 % interval of the ECE that many more such images would show.
 
-    A bootstrap over the images repeats the upward error that ECE has already. So its upper end is
-    kept, the lower one is that end reflected about `ece` (the basic bootstrap, Davison & Hinkley
-    1997, section 5.2), and 0 where calibrated networks show as much by chance in more than 5 %.
-    In simulations of 300, 1,200 and 10,000 images, calibrated ones to ECE 0.11, it covers 90 to
-    97 %; the plain bootstrap covers nothing where the network is calibrated.
+    Each bin's top-1 is drawn from its posterior with Jeffreys' prior, Beta(hits + 1/2, misses +
+    1/2), which stays uncertain where a bin is all right or all wrong. Like a bootstrap, such draws
+    repeat the upward error that ECE has already. So the upper end is kept, the lower one is that
+    end reflected about `ece` (the basic bootstrap, Davison & Hinkley 1997, section 5.2), and 0
+    where more than 5 % of calibrated networks show as much by chance. In simulations of 100 to
+    10,000 images, from calibrated networks to an ECE of 11 %, it covers 88 to 98 %; of 30 images
+    80 % and more.
     """
-    rng, n = np.random.default_rng(0), len(apart)
-    drawn = np.empty(DRAWS)
-    for at in range(DRAWS):
-        taken = rng.integers(0, n, n)
-        drawn[at] = np.abs(np.bincount(bins[taken], apart[taken], BINS)).sum() / n
-    high = max(ece, float(np.percentile(drawn, 97.5)))
-    low = max(0.0, 2 * ece - high) if ece > np.percentile(chance, 95) else 0.0
-    return low, min(1.0, high)
+    rng, n = np.random.default_rng(0), len(sure)
+    counts, sums = np.bincount(bins, minlength=BINS), np.bincount(bins, sure, BINS)
+    hits = np.bincount(bins, right, BINS)
+    top1 = rng.beta(hits + 0.5, counts - hits + 0.5, (DRAWS, BINS))
+    low, high = np.percentile(np.abs(sums - counts * top1).sum(axis=1) / n, (2.5, 97.5))
+    least = 0.0 if ece <= np.percentile(chance, 95) else min(2 * ece - high, low, ece)
+    return max(0.0, float(least)), min(1.0, max(ece, float(high)))

@@ -48,7 +48,7 @@ def _believed(title: str, found: Confidence) -> str:
     low, high = found.over_ci95
     size, known = f"{abs(100 * found.over):.2f} points", points_interval(found.over_ci95)
     ways = {True: f"over-confident by {size}", False: f"under-confident by {size}"}
-    way = ways[found.over > 0] if low > 0 or high < 0 else "neither over- nor under-confident"
+    way = ways[found.over > 0] if low > 0 or high < 0 else "not certainly over- or under-confident"
     text = (
         f"{name} is {way} (95 % interval {known} points): its mean confidence is "
         f"{percent(found.mean)} %, and it is right on {percent(found.mean - found.over)} %. "
@@ -56,8 +56,9 @@ def _believed(title: str, found: Confidence) -> str:
         f"{interval(found.ece_ci95)}; "
     )
     chance = f"a perfectly calibrated network would show {percent(found.ece_by_chance)} %"
+    images = f"{found.n:,} image{'s' * (found.n != 1)}"
     doubt = "" if found.ece_ci95[0] > 0 else ": chance may explain it"
-    return f"{text}{chance} with {found.n:,} images{doubt}."
+    return f"{text}{chance} with {images}{doubt}."
 
 
 def bin_rows(report: Report) -> list[tuple[str, list[tuple[str, str, str]]]]:

@@ -220,7 +220,7 @@ def test_a_calibrated_network_is_not_blamed(tmp_path):
     found = run.measured("student", logits.astype(np.float32), 9.0)
     run.models[0] = (run.models[0][0], found)
     line = trust.confidence_lines(run.report())[0]
-    assert "is neither over- nor under-confident" in line and line.endswith(
+    assert "is not certainly over- or under-confident" in line and line.endswith(
         "chance may explain it."
     )
 

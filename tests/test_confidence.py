@@ -138,6 +138,25 @@ def test_what_does_not_belong_together_is_refused():
         confidence.assess(np.zeros((0, 2)), np.zeros(0, dtype=int))
 
 
+def test_over_confidence_of_many_images_has_the_normal_interval():
+    logits, labels = simulated(50_000, 0.8, seed=4)
+    found = confidence.assess(logits, labels)
+    assert found is not None
+    apart = 1 / (1 + np.exp(-logits[:, 0])) - (labels == 0)
+    half = 1.959964 * apart.std() / math.sqrt(50_000)
+    assert found.over_ci95 == pytest.approx((apart.mean() - half, apart.mean() + half), abs=5e-5)
+
+
+def test_a_faultless_network_is_not_called_under_confident():
+    # 20 of 20 right may be 84 % in truth (Wilson), so that 95 % may even be too much
+    found = confidence.assess(told(np.full(20, 0.95)), np.zeros(20, dtype=int), "probabilities")
+    assert found is not None
+    assert found.over_ci95 == pytest.approx((-0.05, 0.95 - wilson(20, 20)[0]))
+    assert found.ece == pytest.approx(0.05) and found.ece_ci95[0] == 0
+    wrong = confidence.assess(told(np.full(20, 0.95)), np.ones(20, dtype=int), "probabilities")
+    assert wrong is not None and 0.7 < wrong.ece_ci95[0] < 0.9 < wrong.ece_ci95[1]
+
+
 def test_one_image_is_enough():
     found = confidence.assess(np.array([[2.0, 0.0]]), np.array([0]))
     assert found is not None and found.n == 1
