@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from benchmarks import predict
 from benchmarks.stats import PairedDifference, paired_difference
+from pipeline import insight
 from pipeline.errors import ExportError, StoreError
+from pipeline.images import Images
 from pipeline.quantized import Quantized
 from pipeline.records import Artifact, Checkpoint, Dataset, Measurement
 from pipeline.store import file_sha256
@@ -47,18 +49,20 @@ def build(
     date: str,
     quantized: Quantized | None = None,
     test_labels: NDArray[np.int64] | None = None,
+    test_images: Images | None = None,
     seeds: Mapping[int, Sequence[tuple[Checkpoint, Measurement]]] | None = None,
 ) -> Report:
     """The report of a run, from its records.
 
     The third of each artifact is its place inside the bundle. With `test_labels` the rows also
-    carry per-image and per-class correctness, read from the predictions of their measurements.
+    carry per-image and per-class correctness, read from the predictions of their measurements, and
+    the report has what `insight` adds; with `test_images` it shows some of them.
     `seeds` are the models of every seed where there are several, the shipped one's first.
     Raises `StoreError` where predictions and labels do not belong together.
     """
     student = next((m for c, m in models if c.role == "student" and m.accuracy), None)
     test = _Test(test_labels, len(dataset.labels), _named(student) if student else None)
-    return Report(
+    report = Report(
         run=run,
         date=date,
         command=command,
@@ -74,6 +78,10 @@ def build(
         seeds=tuple(_seed_row(seed, trained, test) for seed, trained in (seeds or {}).items()),
         quantization=quantized and _quantization_row(quantized),
     )
+    if test_labels is None:
+        return report
+    found = [each for _, each in models], [each for _, each, _ in artifacts]
+    return insight.added(report, *found, test_labels, test_images)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The page's pictures of phones: what they measured, and what is predicted for others."""
 
-import html
 from math import log10
 from typing import NamedTuple
 
@@ -57,7 +56,7 @@ def phones(report: Report) -> go.Figure | None:
     for number, label in enumerate(labels):
         figure.add_annotation(
             **{"x": 0, "xref": "paper", "xanchor": "left", "y": number, "yanchor": "bottom"},
-            **{"yshift": 5, "showarrow": False, "text": html.escape(label)},
+            **{"yshift": 5, "showarrow": False, "text": figures.literal(label)},
         )
     return figure
 
@@ -68,7 +67,7 @@ def _here(report: Report) -> list[_Line]:
         _Line(
             *("this host", row.precision, row.latency.p50_ms),
             ((row.latency.p50_ms, row.latency.p90_ms),),
-            f"<b>{html.escape(row.title)}</b>, {html.escape(row.latency.host)}"
+            f"<b>{figures.literal(row.title)}</b>, {figures.literal(row.latency.host)}"
             f"<br>measured: p50 {wording.number(row.latency.p50_ms)} ms",
             True,
         )
@@ -83,8 +82,8 @@ def _measured(report: Report) -> list[_Line]:
         _Line(
             *(f"{phone.device}, {file.how}", precisions[file.sha256], file.p50_ms),
             ((file.p50_ms, file.p90_ms or file.p50_ms),),
-            f"<b>{html.escape(file.title)}</b>, {html.escape(on_device.phone_title(phone))}"
-            f"<br>{html.escape(file.how)}: measured, p50 {wording.number(file.p50_ms)} ms",
+            f"<b>{figures.literal(file.title)}</b>, {figures.literal(on_device.phone_title(phone))}"
+            f"<br>{figures.literal(file.how)}: measured, p50 {wording.number(file.p50_ms)} ms",
             True,
         )
         for phone in report.phones
@@ -98,7 +97,7 @@ def _predicted(report: Report) -> list[_Line]:
         _Line(
             *(f"{on_device.device(found.device)}, {on_device.how(found)}", found.precision),
             *(found.latency_ms, (found.interval95, found.interval80)),
-            f"<b>{html.escape(row.title)}</b>, {html.escape(found.device)}"
+            f"<b>{figures.literal(row.title)}</b>, {figures.literal(found.device)}"
             f"<br>predicted: {wording.number(found.latency_ms)} ms",
             False,
         )
@@ -115,13 +114,13 @@ def sustained(report: Report) -> go.Figure | None:
             if start is None:
                 continue
             drawn += 1
-            name = f"{phone.device}, {file.title}, {file.how}"
+            name = figures.literal(f"{phone.device}, {file.title}, {file.how}")
             figure.add_scatter(
                 x=list(file.curve_s),
                 y=[ms / start for ms in file.curve_ms],
-                name=html.escape(name),
+                name=name,
                 mode="lines",
-                hovertemplate=f"{html.escape(name)}<br>%{{x:.1f}} s: ×%{{y:.2f}}<extra></extra>",
+                hovertemplate=f"{name}<br>%{{x:.1f}} s: ×%{{y:.2f}}<extra></extra>",
             )
     if not drawn:
         return None

@@ -134,7 +134,7 @@ def _report(
     measured: Measured,
 ) -> Report:
     """The report of a run that begins with its student."""
-    found = measured.artifacts
+    found, test = measured.artifacts, open_split(dataset, "test")
     return assemble.build(
         run=name,
         seconds={
@@ -151,7 +151,8 @@ def _report(
         command=command,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         quantized=quantized,
-        test_labels=open_split(dataset, "test").labels,
+        test_labels=test.labels,
+        test_images=test,
     )
 
 

@@ -126,7 +126,7 @@ def layers(report: Report) -> go.Figure | None:
     )
     style(figure, "gain when alone in float, dB", "", 90 + 23 * len(rows))
     figure.update_xaxes(showgrid=True, zeroline=True, zerolinecolor=GREY, showline=False)
-    name_rows(figure, [_short(row.name) for row in rows])
+    name_rows(figure, [short(row.name) for row in rows])
     return figure
 
 
@@ -139,13 +139,20 @@ def name_rows(figure: go.Figure, names: Sequence[str]) -> None:
         ticks="outside",
         tickcolor="rgba(0,0,0,0)",  # a gap between names and bars
         tickvals=list(range(len(names))),
-        ticktext=[html.escape(name) for name in names],
+        ticktext=[literal(name) for name in names],
     )
 
 
-def _short(name: str) -> str:
+def literal(text: str) -> str:
+    """`text` as plotly shows it to the letter: it obeys some tags, fills in what stands in "%{}",
+    and does not know `&quot;`."""
+    return html.escape(text, quote=False).replace("%{", "&#37;{")
+
+
+def short(name: str, most: int = 22) -> str:
     """A name that leaves room for bars on a phone: its middle may be missing."""
-    return name if len(name) <= 22 else f"{name[:8]}…{name[-13:]}"
+    tail = 3 * most // 5
+    return name if len(name) <= most else f"{name[: most - tail - 1]}…{name[-tail:]}"
 
 
 def style(figure: go.Figure, x: str, y: str, height: int) -> None:

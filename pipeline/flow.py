@@ -170,7 +170,7 @@ def _summary(
     measured: Measured,
     command: str,
 ) -> Report:
-    labels = open_split(dataset, "test").labels
+    test = open_split(dataset, "test")
     return assemble.build(
         run=config.name,
         seconds=_seconds(dataset, quantized, measured),
@@ -179,11 +179,12 @@ def _summary(
         models=measured.models,
         artifacts=bundle.placed(measured.artifacts),
         settings=config.model_dump(mode="json"),
-        gain=_gain(measured, labels),
+        gain=_gain(measured, test.labels),
         command=command,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         quantized=quantized,
-        test_labels=labels,
+        test_labels=test.labels,
+        test_images=test,
         seeds=measured.others and {config.student_seeds[0]: measured.models, **measured.others},
     )
 

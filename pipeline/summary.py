@@ -26,6 +26,9 @@ from pydantic import (
 from benchmarks.predict import Prediction
 from benchmarks.stats import PairedDifference, mean_interval
 from pipeline import phones, unfinished
+from pipeline.confidence import Confidence
+from pipeline.confusions import Confusions
+from pipeline.disagreements import Disagreements
 from pipeline.errors import StoreError
 from pipeline.phones import Phone
 from pipeline.quantized import Fused, Rescue, Sensitivity, Trial
@@ -130,7 +133,15 @@ class Row(Part):
     correct: str | None = None
     """Whether each test image was named rightly: base64 of numpy.packbits, in test order."""
     class_top1: tuple[float | None, ...] | None = None
-    """Top-1 by class, in the order of `labels`; None where a class has no test image."""
+    """Top-1 by class, in the order of `labels`; None where a class has no test image. It is each
+    class's recall."""
+    class_precision: tuple[float | None, ...] | None = None
+    """Share of the images named as a class that belongs to it; None where none was so named."""
+    confusions: Confusions | None = None
+    """What it takes for what."""
+    confidence: Confidence | None = None
+    """What its confidence is worth. These three are of the networks and of one int8 file alone,
+    confusions of that file and the student."""
 
     def correctness(self) -> NDArray[np.bool_] | None:
         """`correct`, unpacked; None where predictions were not kept."""
@@ -294,6 +305,12 @@ class Report(Part):
     """Student minus baseline, as trained with the seed of what is shipped."""
     seeds: tuple[SeedRow, ...] = ()
     """One a seed, where there are several; the first one's student is shipped."""
+    class_gains: tuple[PairedDifference | None, ...] = ()
+    """Student minus baseline by class; None of a class without a test image."""
+    class_changes: tuple[PairedDifference | None, ...] = ()
+    """The int8 file that is spoken of first minus student, by class."""
+    disagreements: Disagreements | None = None
+    """Test images that teacher, student and that int8 file name differently."""
     quantization: QuantizationRow | None = None
     phones: tuple[Phone, ...] = ()
     """What phones measured of these files."""

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import elsewhere, precision, summary, unfinished
+from pipeline.answers import class_lines
 from pipeline.comparison import cells
 from pipeline.comparison import words as told
 from pipeline.comparison.build import Comparison
@@ -54,7 +55,12 @@ def show(report: Report) -> RenderableType:
     ]
     notes = [Text(f"{titles}: {reason}", "dim") for titles, reason in by_reason(report)]
     doubts = [Text(f"! {warning}", "yellow") for warning in warnings(report)]
-    asides = [*hosts(report), *precision.lines(report), *elsewhere.not_run(report)]
+    asides = [
+        *hosts(report),
+        *class_lines(report),
+        *precision.lines(report),
+        *elsewhere.not_run(report),
+    ]
     return Group(*lines, table, *(Text(line, "dim") for line in asides), *notes, *doubts)
 
 

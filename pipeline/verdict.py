@@ -64,6 +64,11 @@ def lead_pairs(report: Report) -> list[tuple[ArtifactRow, ArtifactRow]]:
     )
 
 
+def lead_int8(report: Report) -> ArtifactRow | None:
+    """The int8 file to speak of first, among those whose answers were kept."""
+    return next((pair[1] for pair in lead_pairs(report) if pair[1].class_top1), None)
+
+
 def _gain(report: Report) -> Finding:
     student, baseline, gain = report.model("student"), report.model("baseline"), report.gain
     if student is None or student.top1 is None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from benchmarks.stats import paired_difference, wilson
 from pipeline import assemble, summary
+from pipeline.images import open_split
 from pipeline.quantized import (
     Calibration,
     Fused,
@@ -65,7 +66,8 @@ class SmallRun:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "weights.pt").write_bytes(bytes(8_000))
         np.save(folder / "labels.npy", self.truth)
-        np.save(folder / "images.npy", np.arange(n, dtype=np.uint8))
+        pixels = np.random.default_rng(6).integers(0, 256, (n, SPEC.size, SPEC.size, 1), np.uint8)
+        np.save(folder / "images.npy", pixels)
         test = Split(n=n, labels="labels.npy", images="images.npy")
         self.dataset = Dataset(
             key="d0",
@@ -202,6 +204,7 @@ class SmallRun:
             "date": "2026-01-02T03:04:05+00:00",
             "quantized": self.quantized,
             "test_labels": self.truth,
+            "test_images": open_split(self.dataset, "test") if self.dataset.test.images else None,
             "seeds": self.others and {0: self.models, **self.others},
         }
         return assemble.build(

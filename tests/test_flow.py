@@ -213,6 +213,28 @@ def test_a_lost_page_or_file_is_written_anew(small, finished, lost, how):
     assert report(finished)["schema"] == 1
 
 
+def test_pages_of_an_older_version_are_made_anew_without_measuring(small, finished):
+    home = finished / "small"
+    (home / ".state").write_text("of an older version")
+    body = report(finished)
+    del body["disagreements"], body["class_gains"]
+    (home / "report.json").write_text(json.dumps(body))
+    done = run(small, finished)
+    lines = {line.split()[0]: line for line in done.stderr.splitlines() if line.strip()}
+    assert all("there already" in lines[stage] for stage in ("teach", "export", "measure"))
+    found = report(finished)
+    told = {row.get("role") or f"{row['format']} {row['precision']}" for row in rows_with(found)}
+    assert told == {"teacher", "baseline", "student", "onnx int8"}
+    assert len(found["class_gains"]) == len(CLASSES)
+    shown = found["disagreements"]["shown"]
+    assert all(each["image"].startswith("data:image/png;base64,") for each in shown)
+
+
+def rows_with(found):
+    """The rows of a report whose confidence was assessed."""
+    return [row for row in (*found["models"], *found["artifacts"]) if row["confidence"]]
+
+
 def test_one_changed_setting_repeats_only_what_depends_on_it(small, finished):
     done = run(small, finished, "--set", "quantize.calibration_images=64", "--set", "name=other")
     lines = {line.split()[0]: line for line in done.stderr.splitlines() if line.strip()}

@@ -31,12 +31,16 @@ LEVELS = (
     "pipeline.quantization",
     "pipeline.stages",
     "pipeline.config pipeline.verification",
+    "pipeline.confidence pipeline.confusions",
+    "pipeline.disagreements",
     "pipeline.summary",
-    "pipeline.assemble pipeline.wording pipeline.imported pipeline.supplied",
+    "pipeline.wording pipeline.imported pipeline.supplied",
     "pipeline.comparing pipeline.precision pipeline.elsewhere pipeline.timings pipeline.on_device",
     "pipeline.verdict pipeline.figures pipeline.speeds pipeline.templating",
-    "pipeline.device_figures pipeline.tradeoffs pipeline.recommending",
-    "pipeline.comparison",
+    "pipeline.device_figures pipeline.tradeoffs pipeline.recommending pipeline.insight "
+    "pipeline.answers",
+    "pipeline.assemble pipeline.trust pipeline.comparison",
+    "pipeline.answer_figures",
     "pipeline.tables pipeline.stages.report",
     "pipeline.bundle pipeline.gate",
     "pipeline.flow pipeline.exporting pipeline.doctor benchmarks.targets "
@@ -64,6 +68,8 @@ TELLING = (
     *("pipeline.verdict", "pipeline.speeds", "pipeline.recommending", "pipeline.templating"),
     *("pipeline.figures", "pipeline.device_figures", "pipeline.tradeoffs"),
     *("pipeline.comparison", "pipeline.tables", "pipeline.stages.report", "pipeline.bundle"),
+    *("pipeline.confidence", "pipeline.confusions", "pipeline.disagreements"),
+    *("pipeline.insight", "pipeline.answers", "pipeline.trust", "pipeline.answer_figures"),
 )
 """What tells of results knows nothing of how they are made: beyond one another these import
 only what `TOLD` names."""

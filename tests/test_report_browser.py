@@ -1,6 +1,7 @@
 """The page in a real browser: plots are drawn, and it fits a phone, in light and in dark."""
 
 import html
+import re
 import shutil
 import subprocess
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import summary
 from pipeline.comparison import build
 from pipeline.comparison import pages as side_by_side
 from pipeline.stages import report as pages
@@ -20,6 +22,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--hide-scrollbars", "--virtual-time-budget=4000"),
 )
+HOSTILE = ('<b>&"x"</b>', "%{y} it's", "[red]a|*_")
 PROBE = """<p id="seen"></p><script>
 window.addEventListener("load", function () {
   var root = document.querySelector("iframe").contentDocument.documentElement;
@@ -62,6 +65,7 @@ def folder(tmp_path_factory):
     rival = usual_run(home / "rival", seed=1).report(run="rival")
     found = build.compare([run.report(), rival, rival.model_copy(update={"run": "third"})])
     side_by_side.write(found, None, None, home / "comparison.html")
+    pages.write(usual_run(home / "hostile-records", labels=HOSTILE).report(), home / "hostile")
     return home
 
 
@@ -138,6 +142,24 @@ def test_the_table_is_sorted_by_a_click_within_its_groups(browse, folder):
         f"{networks}baseline, student, teacher, {files}onnx int8, onnx fp32, "
     )
     assert marks[5].split() == [*none[:2], "ascending", *none[3:]]
+
+
+def test_matrix_points_and_pictures_are_there(browse, folder):
+    report = summary.read(folder)
+    page = browse("report.html", "--dump-dom")
+    matrix = page.split('id="confusion"')[1].split("<figcaption")[0]
+    assert matrix.count('class="heatmap-label"') == 6  # three classes, each taken for the next
+    drawn = page.split('id="reliability"')[1].split("<figcaption")[0]
+    bins = [row.confidence.bins for row in report.rows if row.confidence]
+    assert drawn.count('class="errorbar"') == len(bins[2]) + len(bins[3])
+    assert page.count('<img class="small" src="data:image/png;base64,') == 12
+
+
+def test_labels_with_markup_are_shown_to_the_letter(browse):
+    page = browse("hostile/report.html", "--dump-dom")
+    matrix = page.split('id="confusion"')[1].split("<figcaption")[0]
+    ticks = re.findall(r'<g class="[xy]tick"><text[^>]*>(.*?)</text>', matrix)
+    assert [html.unescape(tick) for tick in ticks] == [*HOSTILE, *HOSTILE]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

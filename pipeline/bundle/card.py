@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.stats import wilson
-from pipeline import elsewhere, precision, timings, verdict, wording
+from pipeline import answers, elsewhere, precision, timings, verdict, wording
 from pipeline.bundle.manifest import Manifest
 from pipeline.bundle.snippets import SNIPPETS, texts
-from pipeline.stages.report import class_noise, class_rows
 from pipeline.summary import Report
 from pipeline.templating import escape_markdown
 from pipeline.wording import LONG, interval, percent
@@ -48,7 +47,7 @@ def to_markdown(report: Report, manifest: Manifest, snippets: list[str]) -> str:
     page.filters.update(
         {name: getattr(wording, name) for name in FILTERS}, md=escape_markdown, code=as_code
     )
-    noise = class_noise(report)
+    noise = answers.class_noise(report)
     return page.get_template(f"{FILE}.j2").render(
         report=report,
         manifest=manifest,
@@ -81,14 +80,14 @@ def _runs(text: str) -> list[str]:
 
 def classes(report: Report) -> list[ClassRow]:
     """Top-1 by class of the student and its int8 file, the worst class of the student first."""
-    rows = class_rows(report)
-    worst = sorted(rows, key=lambda row: (row["student"] is None, row["student"] or 0.0))
+    rows = answers.class_rows(report)
+    worst = sorted(rows, key=lambda row: (row.student is None, row.student or 0.0))
     return [
         ClassRow(
-            row["label"],
-            wording.NONE if row["n"] is None else f"{row['n']:,}",
-            *_share(row["student"], row["n"]),
-            *_share(row["int8"], row["n"]),
+            row.label,
+            wording.NONE if row.n is None else f"{row.n:,}",
+            *_share(row.student, row.n),
+            *_share(row.int8, row.n),
         )
         for row in worst
     ]

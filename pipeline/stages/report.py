@@ -6,11 +6,12 @@ a network: plotly.js is inlined, and colours follow the reader's light or dark s
 
 import os
 import shlex
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
 from pipeline import (
+    answer_figures,
+    answers,
     device_figures,
     elsewhere,
     figures,
@@ -20,6 +21,7 @@ from pipeline import (
     templating,
     timings,
     tradeoffs,
+    trust,
     verdict,
     wording,
 )
@@ -28,7 +30,7 @@ from pipeline.store import writing
 from pipeline.summary import FILE, EpochRow, Report
 from pipeline.wording import LONG
 
-VERSION = 3
+VERSION = 4
 """Raised when the pages tell more of the same results: those of finished runs are made anew."""
 PAGES = ("report.html", "report.md", FILE)
 FIGURES = {
@@ -40,6 +42,8 @@ FIGURES = {
     "losses": figures.losses,
     "layers": figures.layers,
     "operators": figures.operators,
+    "confusion": answer_figures.confusion,
+    "reliability": answer_figures.reliability,
 }
 """By the ids of their places on the page."""
 
@@ -90,7 +94,7 @@ def _render(template: str, report: Report, **more: Any) -> str:
     page = templating.environment(predicted_cell=on_device.predicted_cell)
     return page.get_template(template).render(
         report=report,
-        answers=recommending.recommend(report),
+        targets=recommending.recommend(report),
         rule=recommending.RULE,
         headline=verdict.headline(report),
         warnings=verdict.warnings(report),
@@ -98,8 +102,7 @@ def _render(template: str, report: Report, **more: Any) -> str:
         seeds=verdict.seed_rows(report),
         seeds_note=verdict.seeds_note(report),
         contract=verdict.contract(report),
-        classes=class_rows(report),
-        class_noise=class_noise(report),
+        answers=_answers(report),
         int8=_int8(report),
         phones=on_device.phone_groups(report),
         predicted=on_device.predicted_rows(report),
@@ -138,33 +141,31 @@ def _int8(report: Report) -> dict[str, Any]:
     }
 
 
+def _answers(report: Report) -> dict[str, Any]:
+    """What the sections on single classes, confidence and images show."""
+    classes = answers.class_rows(report)
+    return {
+        "classes": classes,
+        "columns": answers.class_columns(classes),
+        "class_noise": answers.class_noise(report),
+        "class_lines": answers.class_lines(report),
+        "confusion_line": answers.confusion_line(report),
+        "confusions": answers.confusion_rows(report),
+        "matrices": answers.matrices(report),
+        "confidence_lines": trust.confidence_lines(report),
+        "confidence": trust.confidence_rows(report),
+        "bins": trust.bin_rows(report),
+        "binned": [
+            title for name, (title, _) in trust.assessed(report).items() if name in trust.BINNED
+        ],
+        "change_line": answers.change_line(report),
+        "pictures_line": answers.pictures_line(report),
+        "pictures": answers.picture_rows(report),
+        "lines": trust.lines(report),
+    }
+
+
 # ---- tables that only the page has ----
-
-
-def class_rows(report: Report) -> list[dict[str, Any]]:
-    """Top-1 by class of teacher, student and int8, what int8 loses most first."""
-    int8 = next((pair[1] for pair in verdict.lead_pairs(report) if pair[1].class_top1), None)
-    columns = {"teacher": report.model("teacher"), "student": report.model("student"), "int8": int8}
-    shares = {name: row.class_top1 for name, row in columns.items() if row and row.class_top1}
-    if not shares:
-        return []
-    counts = report.dataset.class_counts or (None,) * len(report.labels)
-    rows = []
-    for index, label in enumerate(report.labels):
-        row = {name: shares[name][index] if name in shares else None for name in columns}
-        student, quantized = row["student"], row["int8"]
-        change = None if student is None or quantized is None else quantized - student
-        rows.append({"label": label, "n": counts[index], **row, "change": change})
-    return sorted(rows, key=lambda row: (row["change"] is None, row["change"] or 0))
-
-
-def class_noise(report: Report) -> tuple[int, float] | None:
-    """A typical class's number of test images, and the half-width of its 95 % interval."""
-    student, counts = report.model("student"), report.dataset.class_counts
-    if not counts or student is None or student.top1 is None:
-        return None
-    typical = sorted(counts)[len(counts) // 2]
-    return (typical, 1.96 * sqrt(student.top1 * (1 - student.top1) / typical)) if typical else None
 
 
 def commands(report: Report) -> list[tuple[str, str]]:
