@@ -55,10 +55,10 @@ def operators(report: Report) -> go.Figure | None:
         times = [(row.operators_ms or {}).get(kind, 0) for kind in kinds]
         figure.add_bar(
             **{"x": times, "y": list(range(len(kinds))), "orientation": "h"},
-            name=html.escape(row.title),
+            name=literal(row.title),
             marker_color=PRECISION.get(row.precision, GREEN),
             customdata=kinds,
-            hovertemplate=f"{html.escape(row.title)} %{{customdata}} %{{x:.3g}} ms<extra></extra>",
+            hovertemplate=f"{literal(row.title)} %{{customdata}} %{{x:.3g}} ms<extra></extra>",
         )
     style(figure, "ms an inference", "", 130 + 15 * len(kinds) * len(rows))
     figure.update_layout(barmode="group")
@@ -107,7 +107,7 @@ def layers(report: Report) -> go.Figure | None:
     rows = precision.worst_layers(report, wording.LONG)
     if not rows:
         return None
-    names = [html.escape(row.name) for row in rows]
+    names = [literal(row.name) for row in rows]
     hovers = [
         f"<b>{name}</b><br>layer {row.place} of the network, {wording.number(row.macs / 1e6)} M "
         f"MACs<br>alone in float: {precision.decibels(row.gain_db)},<br>validation top-1 "

