@@ -1,4 +1,4 @@
-"""The command line: run, export, show, report, compare, gate, doctor, fetch."""
+"""The command line: run, export, show, report, compare, gate, prune, doctor, fetch."""
 
 import shlex
 import signal
@@ -220,6 +220,30 @@ def gate(
     gates.summarize(gates.markdown(found, report.run, before.run))
     if not all(each.passes for each in found):
         raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
+def prune(
+    runs: Runs = RUNS,
+    store: Annotated[
+        Path | None, typer.Option(help="Where results are kept; runs/.store by default.")
+    ] = None,
+    stopped: Annotated[
+        bool, typer.Option("--stopped", help="Give up runs that were stopped before their report.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+) -> None:
+    """Remove results that no run needs, after showing what and how much."""
+    from pipeline import pruning
+
+    plan = pruning.survey(store or runs / ".store", runs, stopped=stopped)
+    _print(pruning.shown(plan))
+    if not plan.goes:
+        return
+    if not yes and not sys.stdin.isatty():
+        typer.echo("Nothing was removed: --yes removes it.")
+    elif yes or typer.confirm("Remove it?"):
+        typer.echo(pruning.remove(plan))
 
 
 @app.command()

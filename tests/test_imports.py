@@ -13,7 +13,7 @@ ROOMS = ("pipeline", "exporters", "runtime", "models", "benchmarks")
 LEVELS = (
     "pipeline.errors pipeline.records pipeline.machine pipeline.progress pipeline.emulated",
     "pipeline.settings pipeline.team pipeline.quantized pipeline.emulators pipeline.contract "
-    "pipeline.mobile pipeline.phones",
+    "pipeline.mobile pipeline.phones pipeline.references",
     "pipeline.store pipeline.images pipeline.fetching",
     "models",
     "runtime",
@@ -38,7 +38,7 @@ LEVELS = (
     "pipeline.device_figures",
     "pipeline.tables pipeline.stages.report",
     "pipeline.bundle pipeline.gate",
-    "pipeline.flow pipeline.exporting pipeline.doctor benchmarks.targets "
+    "pipeline.flow pipeline.exporting pipeline.doctor pipeline.pruning benchmarks.targets "
     "benchmarks.published.networks",
     "pipeline.__main__ benchmarks.loadgen benchmarks.turns",
     "benchmarks.measuring benchmarks.curves benchmarks.estimates benchmarks.costs "
@@ -146,6 +146,7 @@ TORCH_FREE = [
     "pipeline.records",
     "pipeline.summary",
     "pipeline.tables",
+    "pipeline.pruning",
     "pipeline.stages.report",
     "pipeline.bundle",
     "pipeline.exporting",
