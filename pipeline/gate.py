@@ -18,7 +18,7 @@ from pydantic import Field
 
 from benchmarks import instructions
 from benchmarks.stats import unpaired_interval
-from pipeline import comparing
+from pipeline import comparing, in_turn
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.settings import Settings, read_table
 from pipeline.summary import ArtifactRow, Report
@@ -38,6 +38,15 @@ class Rule(Settings):
     """What it means that the rule cannot be judged."""
 
 
+class LatencyRule(Rule):
+    """The same for p50."""
+
+    in_turn: bool = False
+    """Time both files here, in turn, rather than compare what two reports have."""
+    rounds: int = Field(default=15, ge=5)
+    """Processes of each file then; some 2 s a round."""
+
+
 class Rules(Settings):
     """A rules file; a rule that is left out is not asked."""
 
@@ -49,7 +58,7 @@ class Rules(Settings):
     """Points of agreement with the run's own student."""
     size: Rule | None = None
     """Bytes, as a multiple."""
-    latency: Rule | None = None
+    latency: LatencyRule | None = None
     """p50 of the same host and profile, as a multiple."""
     instructions: Rule | None = None
     """Instructions of an inference of the ONNX files, under valgrind here, as a multiple."""
@@ -124,7 +133,7 @@ def judge(
         for name, rule in _asked(rules).items():
             if name == "instructions" and now[title].format != "onnx" and not rules.files:
                 continue  # of a file that is named it is said that they cannot be judged
-            state, told = _JUDGES[name](pair, rule.most)
+            state, told = _JUDGES[name](pair, rule)
             found.append(Judgement(name, title, state, told, rule.unjudged))
     if not found:
         raise ConfigError(
@@ -146,34 +155,38 @@ class _Pair:
 Verdict = tuple[State, str]
 
 
-def _accuracy(pair: _Pair, most: float) -> Verdict:
+def _accuracy(pair: _Pair, rule: Rule) -> Verdict:
     found = comparing.difference(pair.old, pair.new, same_images=pair.same_images)
     if found is None:
         return "not judged", "top-1 was not measured in both runs"
     if not pair.same_images:
         return "not judged", "the two were tested on different images"
     told = f"{points(found.value)} points of top-1 ({points_interval(found.ci95)})"
-    return _worse(-100 * found.ci95[1], most, f"{told}, {most:g} may be lost")
+    return _worse(-100 * found.ci95[1], rule.most, f"{told}, {rule.most:g} may be lost")
 
 
-def _parity(pair: _Pair, most: float) -> Verdict:
+def _parity(pair: _Pair, rule: Rule) -> Verdict:
     old, new = pair.old.parity, pair.new.parity
     if old is None or new is None or not old.n or not new.n:
         return "not judged", "agreement with the student was not measured in both runs"
     ends = unpaired_interval(old.top1_agreement, old.n, new.top1_agreement, new.n)
     change = new.top1_agreement - old.top1_agreement
     told = f"{points(change)} points of agreement ({points_interval(ends)})"
-    return _worse(-100 * ends[1], most, f"{told}, {most:g} may be lost")
+    return _worse(-100 * ends[1], rule.most, f"{told}, {rule.most:g} may be lost")
 
 
-def _size(pair: _Pair, most: float) -> Verdict:
+def _size(pair: _Pair, rule: Rule) -> Verdict:
     old, new = pair.old.bytes, pair.new.bytes
     if not old or not new:
         return "not judged", "a size is not known"
-    return _worse(new / old, most, f"{new:,} bytes against {old:,}, {most:g} times are allowed")
+    return _worse(
+        new / old, rule.most, f"{new:,} bytes against {old:,}, {rule.most:g} times are allowed"
+    )
 
 
-def _latency(pair: _Pair, most: float) -> Verdict:
+def _latency(pair: _Pair, rule: LatencyRule) -> Verdict:
+    if rule.in_turn:
+        return _in_turn(pair, rule)
     old, new = pair.old.latency, pair.new.latency
     if old is None or new is None:
         return "not judged", "p50 was not measured in both runs"
@@ -185,10 +198,24 @@ def _latency(pair: _Pair, most: float) -> Verdict:
     if ends is None:
         return "not judged", "a run has no interval of its p50"
     told = f"p50 {number(ratio)} times ({number(ends[0])} to {number(ends[1])})"
-    return _worse(ends[0], most, f"{told}, {most:g} are allowed")
+    return _worse(ends[0], rule.most, f"{told}, {rule.most:g} are allowed")
 
 
-def _instructions(pair: _Pair, most: float) -> Verdict:
+def _in_turn(pair: _Pair, rule: LatencyRule) -> Verdict:
+    if pair.old.sha256 and pair.old.sha256 == pair.new.sha256:
+        return "passed", "it is the same file"
+    try:
+        found = in_turn.measure(pair.old_folder, pair.old, pair.new_folder, pair.new, rule.rounds)
+    except PipelineError as error:
+        return "not judged", error.message
+    ends = f"{number(found.ci95[0])} to {number(found.ci95[1])}"
+    told = f"{number(found.value)} times ({ends}), in {found.rounds} rounds in turn"
+    if found.undecided(rule.most):
+        return "not judged", f"the host was too noisy: {told}, and {rule.most:g} are allowed"
+    return _worse(found.ci95[0], rule.most, f"{told}, {rule.most:g} are allowed")
+
+
+def _instructions(pair: _Pair, rule: Rule) -> Verdict:
     if pair.new.format != "onnx":
         return "not judged", "only ONNX files' instructions are counted"
     if pair.old.sha256 and pair.old.sha256 == pair.new.sha256:
@@ -199,7 +226,7 @@ def _instructions(pair: _Pair, most: float) -> Verdict:
         new = instructions.count(pair.new_folder / pair.new.path).per_inference
     except PipelineError as error:
         return "not judged", error.message
-    return _worse(new / old, most, f"{new:,} against {old:,}, {most:g} times are allowed")
+    return _worse(new / old, rule.most, f"{new:,} against {old:,}, {rule.most:g} times are allowed")
 
 
 def _worse(least: float, most: float, told: str) -> Verdict:

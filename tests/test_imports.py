@@ -37,10 +37,13 @@ LEVELS = (
     "pipeline.verdict pipeline.figures",
     "pipeline.device_figures",
     "pipeline.tables pipeline.stages.report",
-    "pipeline.bundle pipeline.gate",
+    "pipeline.bundle",
     "pipeline.flow pipeline.exporting pipeline.doctor pipeline.pruning benchmarks.targets "
     "benchmarks.published.networks",
-    "pipeline.__main__ benchmarks.loadgen benchmarks.turns",
+    "benchmarks.turns",
+    "pipeline.in_turn",
+    "pipeline.gate",
+    "pipeline.__main__ benchmarks.loadgen",
     "benchmarks.measuring benchmarks.curves benchmarks.estimates benchmarks.costs "
     "benchmarks.publishing",
     "benchmarks.phone benchmarks.experiments",
