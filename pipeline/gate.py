@@ -113,16 +113,15 @@ def judge(
 ) -> list[Judgement]:
     """Every rule on every file that it can be asked of, `report` against `before`.
 
-    Raises `ConfigError` for a title in `rules.files` that the baseline has not, and where no rule
-    can be asked of any file.
+    Raises `ConfigError` for a title in `rules.files` that the baseline has not, for one that two
+    files have, and where no rule can be asked of any file.
     """
-    known = {row.title: row for row in before.artifacts if row.path}
+    known, now = _files(before), _files(report)
     titles = rules.files or tuple(known)
     if missing := [title for title in titles if title not in known]:
         raise ConfigError(
             f"the baseline '{before.run}' has no file {missing[0]}", f"It has: {', '.join(known)}."
         )
-    now = {row.title: row for row in report.artifacts if row.path}
     same = report.dataset.test_digest == before.dataset.test_digest
     found = []
     for title in titles:
@@ -139,6 +138,20 @@ def judge(
         raise ConfigError(
             f"no rule can be asked of any file of '{before.run}'",
             "`instructions` are those of ONNX files; a run needs files to be judged.",
+        )
+    return found
+
+
+def _files(report: Report) -> dict[str, ArtifactRow]:
+    """A report's files by title. Raises `ConfigError` where two have the same."""
+    rows = [row for row in report.artifacts if row.path]
+    found = {row.title: row for row in rows}
+    if len(found) < len(rows):
+        titles = [row.title for row in rows]
+        twice = next(title for title in titles if titles.count(title) > 1)
+        raise ConfigError(
+            f"run '{report.run}' has two files called {twice}: nothing says which is meant",
+            "Run it again: the pipeline gives each file a title of its own.",
         )
     return found
 

@@ -151,12 +151,9 @@ def _why(note: Noted, own: int, stopped: bool) -> str | None:
     """Why the `own` results of a note stay, "" where that is a matter of course; None: they go."""
     name = note.owner.name
     if note.alive:
-        return f"'{name}' is {note.told}: what it uses stays."
+        return f"'{name}' {note.told}: what it uses stays."
     if not note.reference.finished:
-        kept = (
-            f"'{name}' was stopped before its report (begun {note.reference.since}): "
-            f"{_count(own)} of it stay. --stopped gives them up."
-        )
+        kept = f"'{name}' {note.told}: {_count(own)} of it stay. --stopped gives them up."
         return None if stopped or not own else kept
     if not note.owner.parent.exists():
         return (

@@ -10,7 +10,6 @@ dies. A note counts for as long as what it was written for is there.
 import json
 import os
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,11 +53,11 @@ class Noted:
 
     @property
     def told(self) -> str:
-        """How it stands with a run that has no report, as "under way since ..."."""
+        """How it stands with a run that has not finished, as "under way since ..."."""
         since = self.reference.since
         if self.alive:
             return f"under way since {since}"
-        return f"{'finished' if self.reference.finished else 'stopped'}; begun {since}"
+        return f"stopped before its report; begun {since}"
 
 
 class Note:
@@ -125,13 +124,13 @@ def read(root: Path) -> list[Noted]:
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a living process holds `lock`."""
+    """Whether a living process holds `lock`, or nobody may tell."""
     if not lock.exists():
         return False
     try:
         with FileLock(lock).acquire(timeout=0):
             return False
-    except Timeout:
+    except (Timeout, PermissionError):
         return True
 
 
@@ -141,7 +140,18 @@ def forget(noted: Noted) -> None:
     _lock_of(noted.file).unlink(missing_ok=True)
 
 
-def latest(owner: Path, notes: Sequence[Noted]) -> Noted | None:
-    """The last note of `owner`: one that is alive, or the one that began last."""
-    own = [each for each in notes if each.owner == owner.resolve()]
-    return max(own, key=lambda each: (each.alive, each.reference.since), default=None)
+def unfinished(runs: Path) -> dict[str, str]:
+    """How it stands with the runs in the folder `runs` that are under way or were stopped, by name.
+
+    Of those whose results are in the store inside it; empty where its notes cannot be read.
+    """
+    try:
+        notes = read(runs / ".store")
+    except StoreError:
+        return {}
+    own = [each for each in notes if each.owner.parent == runs.resolve()]
+    told = {}
+    for each in sorted(own, key=lambda each: (each.alive, each.reference.since)):
+        if each.alive or not each.reference.finished:
+            told[each.owner.name] = each.told
+    return told

@@ -69,7 +69,7 @@ class LatencyRow(Part):
     profile: str
     threads: int
     host: str
-    p50_ms: float
+    p50_ms: float = Field(gt=0)
     p90_ms: float
     p99_ms: float
     n: int

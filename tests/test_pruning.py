@@ -126,7 +126,7 @@ def test_a_stopped_run_keeps_what_it_had_until_it_is_given_up(tmp_path):
         make(store, "data")
         raise RuntimeError("no power")
     plan = survey(tmp_path)
-    assert not plan.goes and "'one' was stopped before its report" in plan.told[0]
+    assert not plan.goes and "'one' stopped before its report" in plan.told[0]
     assert prune(tmp_path) == {"data": 1}
     assert prune(tmp_path, stopped=True) == {}
     assert not references.read(tmp_path / ".store")
@@ -154,7 +154,7 @@ def test_what_a_living_process_works_on_or_asked_for_stays(tmp_path):
         teacher = make(store, "teach", make(store, "data"))
         plan = survey(tmp_path, stopped=True)
         assert {thing.kind for thing in plan.goes} == {"distill", "answers"}
-        assert any("'new' is under way since" in line for line in plan.told)
+        assert any("'new' under way since" in line for line in plan.told)
         made = next(thing for thing in plan.goes if thing.kind == "distill")
         with store.alone(made.lock):
             assert made not in survey(tmp_path).goes
