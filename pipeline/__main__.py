@@ -207,7 +207,7 @@ def gate(
 ) -> None:
     """Say whether a run may replace another by your rules: exit code 0, or 1."""
     from pipeline import gate as gates
-    from pipeline import summary
+    from pipeline import judgements, summary
 
     asked = gates.read(rules)
     folder, before_folder = _folder(run, runs), _folder(against, runs)
@@ -216,8 +216,8 @@ def gate(
     for each in found:
         typer.echo(each.line)
     if junit is not None:
-        junit.write_bytes(gates.junit(found, report.run))
-    gates.summarize(gates.markdown(found, report.run, before.run))
+        junit.write_bytes(judgements.junit(found, report.run))
+    judgements.summarize(judgements.markdown(found, report.run, before.run))
     if not all(each.passes for each in found):
         raise typer.Exit(EXIT_REFUSED)
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from benchmarks.instructions import Instructions
-from pipeline import gate
+from pipeline import gate, judgements
 from pipeline.comparing import latency_ratio
 from pipeline.errors import ConfigError
 from pipeline.gate import Rules
@@ -277,7 +277,7 @@ def test_a_gate_that_asks_nothing_is_refused(tmp_path):
 
 def test_a_tool_s_escapes_do_not_break_the_xml():
     told = gate.Judgement("latency", "onnx int8", "failed", "\x1b[1;31mred\x00")
-    whole = ElementTree.fromstring(gate.junit([told], "run"))
+    whole = ElementTree.fromstring(judgements.junit([told], "run"))
     assert whole[0][0][0].get("message") == "[1;31mred"
 
 
@@ -297,12 +297,12 @@ def test_what_ci_reads(tmp_path):
     rules = {"size": {"most": 1.0}, "latency": {"most": 1.0, "unjudged": "pass"}}
     now = run(tmp_path / "now", size=9_001, noisy="a <busy> host | really")
     _, found = judged(tmp_path, rules, now)
-    whole = ElementTree.fromstring(gate.junit(found, "new & <better>"))
+    whole = ElementTree.fromstring(judgements.junit(found, "new & <better>"))
     (suite,) = whole
     counts = {name: suite.get(name) for name in ("tests", "failures", "skipped", "errors")}
     assert counts == {"tests": "2", "failures": "1", "skipped": "1", "errors": "0"}
     assert [case.get("name") for case in suite] == ["size", "latency"]
-    text = gate.markdown(found, "new <b>", "old")
+    text = judgements.markdown(found, "new <b>", "old")
     assert "new &lt;b> fails against old" in text and "&lt;busy> host \\| really" in text
 
 
@@ -315,7 +315,7 @@ def test_the_command_exits_1_where_a_rule_fails(tmp_path):
         rules.write_text(f"[size]\nmost = {most}")
         line = [sys.executable, "-m", "pipeline", "gate", "new", "--against", "old"]
         line += ["--rules", str(rules), "--runs", str(tmp_path / "runs"), *more]
-        env = os.environ | {gate.SUMMARY: str(tmp_path / "summary.md")}
+        env = os.environ | {judgements.SUMMARY: str(tmp_path / "summary.md")}
         return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=env)
 
     good = ask(1.2)

@@ -43,6 +43,7 @@ LEVELS = (
     "benchmarks.turns",
     "pipeline.in_turn",
     "pipeline.gate",
+    "pipeline.judgements",
     "pipeline.__main__ benchmarks.loadgen",
     "benchmarks.measuring benchmarks.curves benchmarks.estimates benchmarks.costs "
     "benchmarks.publishing",
