@@ -76,6 +76,9 @@ class Plan:
     """What goes, and why the rest stays."""
 
     root: Path
+    runs: Path
+    stopped: bool
+    """What was asked for: the arguments of `survey`."""
     goes: list[Thing] = field(default_factory=list)
     stays: list[Thing] = field(default_factory=list)
     forgotten: list[Noted] = field(default_factory=list)
@@ -92,7 +95,7 @@ def survey(root: Path, runs: Path, *, stopped: bool = False) -> Plan:
     """
     if not (root / LOCKS).is_dir():
         raise StoreError(f"{root} is no store of results", "Name it with --store, or --runs.")
-    notes, plan = references.read(root), Plan(root=root)
+    notes, plan = references.read(root), Plan(root=root, runs=runs, stopped=stopped)
     results = {found.name: found for found in _results(root)}
     needed = _with_parents(_asked(plan, notes, set(results), stopped), results)
     needed |= _perhaps(plan, runs, notes, [r for r in results.values() if r.name not in needed])
@@ -256,20 +259,19 @@ def remove(plan: Plan) -> str:
 
     Raises `StoreError` where the store may not be written.
     """
-    gone, kept = list[Thing](), 0
+    now = survey(plan.root, plan.runs, stopped=plan.stopped)  # a question may stand for hours
+    goes = [thing for thing in plan.goes if thing in now.goes]
+    forgotten = [note for note in plan.forgotten if note in now.forgotten]
     with writing(plan.root):
-        for thing in plan.goes:
-            if _removed(plan.root, thing):
-                gone.append(thing)
-            else:
-                kept += 1
-        for note in plan.forgotten:
+        gone = [thing for thing in goes if _removed(plan.root, thing, forgotten)]
+        for note in forgotten:
             references.forget(note)
+    kept = len(plan.goes) - len(gone)
     meanwhile = f" {kept} stay: a run has come to use them." if kept else ""
     return f"Removed {len(gone)}, {_size(gone)} MB.{meanwhile}"
 
 
-def _removed(root: Path, thing: Thing) -> bool:
+def _removed(root: Path, thing: Thing, forgotten: Sequence[Noted]) -> bool:
     """Whether it could be removed; False where somebody is at it, or asked for it."""
     if thing.kind == LEFT:
         _delete(thing.path)
@@ -281,8 +283,10 @@ def _removed(root: Path, thing: Thing) -> bool:
         return False
     try:
         # A run says what it needs under this lock, before it looks whether that is there.
-        alive = [note.reference.results for note in references.read(root) if note.alive]
-        if any(thing.name in results for results in alive) or not thing.path.exists():
+        # Of what is no result, only a living process makes any use.
+        count = (n for n in references.read(root) if n.alive or isinstance(thing, Result))
+        asked = any(thing.name in n.reference.results for n in count if n not in forgotten)
+        if asked or not thing.path.exists():
             return False
         aside = root / ASIDE / f"{thing.lock}-{secrets.token_hex(4)}"
         aside.parent.mkdir(exist_ok=True)

@@ -146,6 +146,22 @@ def test_the_state_of_a_stopped_training_stays_until_it_is_given_up(tmp_path):
     assert prune(tmp_path, stopped=True) == ALL and not state.exists()
 
 
+def test_halves_of_results_that_runs_ask_for_go_too(tmp_path):
+    finish(tmp_path, "one")
+    store = Store(tmp_path / ".store")
+    with pytest.raises(RuntimeError), store.referred_by(tmp_path / "killed"):
+        make(store, "data")
+        raise RuntimeError("no power")
+    for note in references.read(tmp_path / ".store"):
+        for name in note.reference.results:
+            half = tmp_path / ".store" / ".partial" / name.replace("/", "-")
+            half.mkdir(parents=True, exist_ok=True)
+            resume_folder(half).mkdir(exist_ok=True)  # of a result that is there: of no use
+    assert {thing.kind for thing in survey(tmp_path).goes} == {pruning.UNFINISHED, pruning.STOPPED}
+    assert prune(tmp_path) == ALL
+    assert not list((tmp_path / ".store" / ".partial").iterdir())
+
+
 def test_what_a_living_process_works_on_or_asked_for_stays(tmp_path):
     finish(tmp_path, "one")
     shutil.rmtree(tmp_path / "one")
@@ -173,6 +189,34 @@ def test_what_a_run_asks_for_between_the_showing_and_the_removal_stays(tmp_path)
         make(store, "data")
         assert "1 stay: a run has come to use them" in pruning.remove(plan)
         assert stages(tmp_path) == {"data": 1}
+
+
+def test_what_a_run_made_use_of_while_the_question_stood_stays(tmp_path):
+    finish(tmp_path, "one")
+    shutil.rmtree(tmp_path / "one")
+    plan = survey(tmp_path)
+    finish(tmp_path, "two")  # begun and ended; of its own accord it asks for no `answers`
+    assert "4 stay" in pruning.remove(plan)
+    assert stages(tmp_path) == ALL and prune(tmp_path) == ALL
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_at_a_terminal_it_asks(tmp_path):
+    import pty
+
+    finish(tmp_path, "one")
+    shutil.rmtree(tmp_path / "one")
+    for answer, left in ((b"n\n", ALL), (b"y\n", {})):
+        ours, theirs = pty.openpty()
+        line = [sys.executable, "-m", "pipeline", "prune", "--runs", str(tmp_path)]
+        try:
+            os.write(ours, answer)
+            done = subprocess.run(line, cwd=ROOT, stdin=theirs, capture_output=True, text=True)
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        assert done.returncode == 0 and "Remove it?" in done.stdout, done.stderr
+        assert stages(tmp_path) == left
 
 
 def of_before(runs):
