@@ -1,7 +1,8 @@
 """The command line of what is measured: latencies and costs here, on phones, and predicted.
 
 Each prints its tables and writes them, with what is needed to repeat them, as a Markdown page; the
-raw numbers lie beside it. The project's own experiments are commands, too: `experiments.commands`.
+raw numbers lie beside it. More commands: those of phones are in `phone.commands`, those of the
+project's own experiments in `experiments.commands`.
 """
 
 import signal
@@ -13,10 +14,11 @@ from typer.core import TyperGroup
 
 from benchmarks import profiles
 from benchmarks.experiments import commands as experiments
+from benchmarks.phone import commands as phone
 from benchmarks.profiles import Profile
 from benchmarks.publishing import RESULTS, check_place, provenance, publish
 from pipeline.__main__ import EXIT_BAD_INPUT, EXIT_INTERRUPTED, tell
-from pipeline.errors import CannotRunHereError, ConfigError, PipelineError, VerificationError
+from pipeline.errors import ConfigError, PipelineError, VerificationError
 from pipeline.progress import console
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ Out = Annotated[Path, typer.Option(help="The Markdown page; raw numbers lie besi
 
 
 app.add_typer(experiments.app)
+app.add_typer(phone.app)
 Targets = Annotated[
     list[str], typer.Argument(help="Runs by name or folder, or files (.onnx, .ort, .tflite, .pte).")
 ]
@@ -180,72 +183,6 @@ def cost(
     publish("Cost of graphs", origin, costs.facts(told), costs.tables(told), told, out)
     if rose:
         raise VerificationError(f"more than in {against}: " + "; ".join(rose))
-
-
-@app.command()
-def phone(
-    run: Annotated[str, typer.Argument(help="A run by name or folder.")],
-    phones: Annotated[int, typer.Option(min=1, max=8, help="Phones to wait for.")] = 1,
-    seconds: Annotated[
-        float, typer.Option(min=0.2, max=60, help="For the latency of a file, each way.")
-    ] = 5.0,
-    sustain: Annotated[
-        float, typer.Option(min=0, max=1800, help="Seconds that the curve of a file covers.")
-    ] = 10.0,
-    wait: Annotated[float, typer.Option(min=0.01, help="Minutes until a phone must come.")] = 15.0,
-    host: Annotated[
-        str | None, typer.Option(help="This machine's address that the phone can reach.")
-    ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
-    store: Annotated[Path, typer.Option(help="The pipeline's store, for test images.")] = Path(
-        "runs/.store"
-    ),
-    runs: RunsFolder = Path("runs"),
-) -> None:
-    """Let a phone measure a run's ONNX files in its browser; its figures go into the report."""
-    from benchmarks import targets
-    from benchmarks.phone import command
-
-    folder = targets.run_folder(run, runs)
-    kept = command.in_browser(
-        folder,
-        store=store,
-        host=host,
-        port=port,
-        count=phones,
-        seconds=seconds,
-        sustain=sustain,
-        wait_minutes=wait,
-    )
-    if not kept:
-        raise CannotRunHereError(
-            "no phone measured anything", "Run it again, and open its address on the phone."
-        )
-    typer.echo(f"Figures of {kept} phone{'s' * (kept > 1)}: {folder / 'report.html'}")
-
-
-@app.command()
-def adb(
-    run: Annotated[str, typer.Argument(help="A run by name or folder.")],
-    binary: Annotated[
-        Path,
-        typer.Option(help="For the phone: onnxruntime_perf_test, or LiteRT's benchmark_model."),
-    ],
-    serial: Annotated[
-        str | None, typer.Option(help="Of the phone, where there are several.")
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Inferences of each file.")] = 200,
-    runs: RunsFolder = Path("runs"),
-) -> None:
-    """Measure a run's files on an Android phone at a cable; its figures go into the report."""
-    from benchmarks import targets
-    from benchmarks.phone import command
-
-    folder = targets.run_folder(run, runs)
-    found = targets.find([run], runs)
-    told = command.on_cable(folder, found, binary, serial=serial, threads=threads, runs=repeats)
-    typer.echo(f"Figures of {told.device}: {folder / 'report.html'}")
 
 
 @app.command()

@@ -146,32 +146,51 @@ def run_folder(word: str, runs: Path, other: str = "") -> Path:
     )
 
 
+def of_row(row: summary.ArtifactRow, folder: Path) -> Target:
+    """The file of one row of the report in `folder`.
+
+    Raises `ConfigError` where it cannot be timed here, `StoreError` where it is gone, and
+    `ExportError` for one that was altered, has no checksum, or does not say which images it takes.
+    """
+    if reason := _unfit(row, folder):
+        raise ConfigError(f"{row.title} of {folder} cannot be timed: {reason}")
+    assert row.path is not None
+    if not row.sha256:
+        raise ExportError(f"{row.title} of {folder} has no checksum: it may be any file")
+    return replace(_target(folder / row.path), title=f"{row.title} of {folder}")
+
+
 def _of_run(folder: Path) -> Iterator[tuple[summary.ArtifactRow, str | None]]:
     """The files of a run, each with the reason why it is not timed."""
     for row in summary.read(folder).artifacts:
-        if row.path is None:
-            yield row, row.skipped or "there is no file"
-            continue
-        path = folder / row.path
-        own = SUFFIXES.get(path.suffix)
-        module = runtime.load(own) if own else None
-        if module is None or row.format not in module.FORMATS:
-            yield row, "its speed here says nothing of the format"
-            continue
-        available = module.availability()
-        if not available.ok:
-            yield row, available.in_full
-            continue
-        if not path.is_file():
-            raise StoreError(
-                f"{path} is gone", f"Run it again: python -m pipeline run, of {folder.name}."
-            )
-        if row.sha256 and file_sha256(path) != row.sha256:
-            raise ExportError(
-                f"{path} is not the file that was exported: its checksum is another",
-                remedy="Run the pipeline again, or time the file by its path.",
-            )
-        yield row, None
+        yield row, _unfit(row, folder)
+
+
+def _unfit(row: summary.ArtifactRow, folder: Path) -> str | None:
+    """Why a row's file is not timed; None where it is.
+
+    Raises `StoreError` where it is gone, `ExportError` where it was altered.
+    """
+    if row.path is None:
+        return row.skipped or "there is no file"
+    path = folder / row.path
+    own = SUFFIXES.get(path.suffix)
+    module = runtime.load(own) if own else None
+    if module is None or row.format not in module.FORMATS:
+        return "its speed here says nothing of the format"
+    available = module.availability()
+    if not available.ok:
+        return available.in_full
+    if not path.is_file():
+        raise StoreError(
+            f"{path} is gone", f"Run it again: python -m pipeline run, of {folder.name}."
+        )
+    if row.sha256 and file_sha256(path) != row.sha256:
+        raise ExportError(
+            f"{path} is not the file that was exported: its checksum is another",
+            remedy="Run the pipeline again, or time the file by its path.",
+        )
+    return None
 
 
 def _target(path: Path) -> Target:

@@ -1,4 +1,4 @@
-"""The command line: run, export, show, report, compare, gate, doctor, fetch."""
+"""The command line: run, export, show, report, compare, gate, prune, doctor, fetch."""
 
 import shlex
 import signal
@@ -212,7 +212,7 @@ def gate(
 ) -> None:
     """Say whether a run may replace another by your rules: exit code 0, or 1."""
     from pipeline import gate as gates
-    from pipeline import summary
+    from pipeline import judgements, summary
 
     asked = gates.read(rules)
     folder, before_folder = _folder(run, runs), _folder(against, runs)
@@ -221,10 +221,34 @@ def gate(
     for each in found:
         typer.echo(each.line)
     if junit is not None:
-        junit.write_bytes(gates.junit(found, report.run))
-    gates.summarize(gates.markdown(found, report.run, before.run))
+        junit.write_bytes(judgements.junit(found, report.run))
+    judgements.summarize(judgements.markdown(found, report.run, before.run))
     if not all(each.passes for each in found):
         raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
+def prune(
+    runs: Runs = RUNS,
+    store: Annotated[
+        Path | None, typer.Option(help="Where results are kept; runs/.store by default.")
+    ] = None,
+    stopped: Annotated[
+        bool, typer.Option("--stopped", help="Give up runs that were stopped before their report.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+) -> None:
+    """Remove results that no run needs, after showing what and how much."""
+    from pipeline import pruning
+
+    plan = pruning.survey(store or runs / ".store", runs, stopped=stopped)
+    _print(pruning.shown(plan))
+    if not plan.goes:
+        return
+    if not yes and not sys.stdin.isatty():
+        typer.echo("Nothing was removed: --yes removes it.")
+    elif yes or typer.confirm("Remove it?"):
+        typer.echo(pruning.remove(plan))
 
 
 @app.command()

@@ -72,7 +72,13 @@ def run(request: Request, store: Store, runs: Path) -> tuple[Path, Report | None
     Without images the files are compared with the student on noise, and there is no int8.
     Raises `CheckpointError`, `ConfigError`, `DataError` or `VerificationError`.
     """
-    since, context, folder = time.perf_counter(), context_of(store), _folder(request, runs)
+    folder = _folder(request, runs)
+    with store.referred_by(folder):
+        return folder, _run(request, context_of(store), runs, folder)
+
+
+def _run(request: Request, context: Context, runs: Path, folder: Path) -> Report | None:
+    since = time.perf_counter()
     named = class_folders(request.images) if request.images is not None else None
     student, past = find(request.checkpoint, request.origin, named, context, runs)
     chosen = _chosen(request, past)
@@ -105,7 +111,7 @@ def run(request: Request, store: Store, runs: Path) -> tuple[Path, Report | None
             report = _report(folder.name, request.command, chosen, dataset, quantized, measured)
             bundle.write(report, dataset, measured.artifacts, folder)
             pages.write(report, folder)
-    return folder, report
+    return report
 
 
 def _folder(request: Request, runs: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The whole pipeline, read top to bottom: `run` is the order of the stages."""
+"""The whole pipeline, read top to bottom: `_run` is the order of the stages."""
 
 import time
 from dataclasses import replace
@@ -37,6 +37,12 @@ def run(config: Config, store: Store, runs: Path, command: str) -> Path | None:
     others than the leader return None after that.
     """
     check(config)
+    with store.referred_by(runs / config.name):
+        return _run(config, store, runs, command)
+
+
+def _run(config: Config, store: Store, runs: Path, command: str) -> Path | None:
+    """Stage by stage."""
     context = Context(
         store=store,
         seed=config.seed,

@@ -5,27 +5,22 @@ passes. What cannot be judged (no latency, a noisy host, no valgrind) is said to
 passes as the rule says.
 """
 
-import os
-import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from xml.etree import ElementTree
 
 from pydantic import Field
 
 from benchmarks import instructions
 from benchmarks.stats import unpaired_interval
-from pipeline import comparing
+from pipeline import comparing, in_turn
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.settings import Settings, read_table
 from pipeline.summary import ArtifactRow, Report
 from pipeline.wording import number, points, points_interval
 
-SUMMARY = "GITHUB_STEP_SUMMARY"
-"""Environment variable: the Markdown file that GitHub shows beside a job."""
 State = Literal["passed", "failed", "not judged"]
 
 
@@ -36,6 +31,15 @@ class Rule(Settings):
     """Points that may be lost (accuracy, parity), or times as much as before (the others)."""
     unjudged: Literal["fail", "pass"] = "fail"
     """What it means that the rule cannot be judged."""
+
+
+class LatencyRule(Rule):
+    """The same for p50."""
+
+    in_turn: bool = False
+    """Time both files here, in turn, rather than compare what two reports have."""
+    rounds: int = Field(default=15, ge=5)
+    """Processes of each file then; some 2 s a round."""
 
 
 class Rules(Settings):
@@ -49,7 +53,7 @@ class Rules(Settings):
     """Points of agreement with the run's own student."""
     size: Rule | None = None
     """Bytes, as a multiple."""
-    latency: Rule | None = None
+    latency: LatencyRule | None = None
     """p50 of the same host and profile, as a multiple."""
     instructions: Rule | None = None
     """Instructions of an inference of the ONNX files, under valgrind here, as a multiple."""
@@ -104,16 +108,15 @@ def judge(
 ) -> list[Judgement]:
     """Every rule on every file that it can be asked of, `report` against `before`.
 
-    Raises `ConfigError` for a title in `rules.files` that the baseline has not, and where no rule
-    can be asked of any file.
+    Raises `ConfigError` for a title in `rules.files` that the baseline has not, for one that two
+    files have, and where no rule can be asked of any file.
     """
-    known = {row.title: row for row in before.artifacts if row.path}
+    known, now = _files(before), _files(report)
     titles = rules.files or tuple(known)
     if missing := [title for title in titles if title not in known]:
         raise ConfigError(
             f"the baseline '{before.run}' has no file {missing[0]}", f"It has: {', '.join(known)}."
         )
-    now = {row.title: row for row in report.artifacts if row.path}
     same = report.dataset.test_digest == before.dataset.test_digest
     found = []
     for title in titles:
@@ -124,12 +127,26 @@ def judge(
         for name, rule in _asked(rules).items():
             if name == "instructions" and now[title].format != "onnx" and not rules.files:
                 continue  # of a file that is named it is said that they cannot be judged
-            state, told = _JUDGES[name](pair, rule.most)
+            state, told = _JUDGES[name](pair, rule)
             found.append(Judgement(name, title, state, told, rule.unjudged))
     if not found:
         raise ConfigError(
             f"no rule can be asked of any file of '{before.run}'",
             "`instructions` are those of ONNX files; a run needs files to be judged.",
+        )
+    return found
+
+
+def _files(report: Report) -> dict[str, ArtifactRow]:
+    """A report's files by title. Raises `ConfigError` where two have the same."""
+    rows = [row for row in report.artifacts if row.path]
+    found = {row.title: row for row in rows}
+    if len(found) < len(rows):
+        titles = [row.title for row in rows]
+        twice = next(title for title in titles if titles.count(title) > 1)
+        raise ConfigError(
+            f"run '{report.run}' has two files called {twice}: nothing says which is meant",
+            "Run it again: the pipeline gives each file a title of its own.",
         )
     return found
 
@@ -146,34 +163,38 @@ class _Pair:
 Verdict = tuple[State, str]
 
 
-def _accuracy(pair: _Pair, most: float) -> Verdict:
+def _accuracy(pair: _Pair, rule: Rule) -> Verdict:
     found = comparing.difference(pair.old, pair.new, same_images=pair.same_images)
     if found is None:
         return "not judged", "top-1 was not measured in both runs"
     if not pair.same_images:
         return "not judged", "the two were tested on different images"
     told = f"{points(found.value)} points of top-1 ({points_interval(found.ci95)})"
-    return _worse(-100 * found.ci95[1], most, f"{told}, {most:g} may be lost")
+    return _worse(-100 * found.ci95[1], rule.most, f"{told}, {rule.most:g} may be lost")
 
 
-def _parity(pair: _Pair, most: float) -> Verdict:
+def _parity(pair: _Pair, rule: Rule) -> Verdict:
     old, new = pair.old.parity, pair.new.parity
     if old is None or new is None or not old.n or not new.n:
         return "not judged", "agreement with the student was not measured in both runs"
     ends = unpaired_interval(old.top1_agreement, old.n, new.top1_agreement, new.n)
     change = new.top1_agreement - old.top1_agreement
     told = f"{points(change)} points of agreement ({points_interval(ends)})"
-    return _worse(-100 * ends[1], most, f"{told}, {most:g} may be lost")
+    return _worse(-100 * ends[1], rule.most, f"{told}, {rule.most:g} may be lost")
 
 
-def _size(pair: _Pair, most: float) -> Verdict:
+def _size(pair: _Pair, rule: Rule) -> Verdict:
     old, new = pair.old.bytes, pair.new.bytes
     if not old or not new:
         return "not judged", "a size is not known"
-    return _worse(new / old, most, f"{new:,} bytes against {old:,}, {most:g} times are allowed")
+    return _worse(
+        new / old, rule.most, f"{new:,} bytes against {old:,}, {rule.most:g} times are allowed"
+    )
 
 
-def _latency(pair: _Pair, most: float) -> Verdict:
+def _latency(pair: _Pair, rule: LatencyRule) -> Verdict:
+    if rule.in_turn:
+        return _in_turn(pair, rule)
     old, new = pair.old.latency, pair.new.latency
     if old is None or new is None:
         return "not judged", "p50 was not measured in both runs"
@@ -185,10 +206,24 @@ def _latency(pair: _Pair, most: float) -> Verdict:
     if ends is None:
         return "not judged", "a run has no interval of its p50"
     told = f"p50 {number(ratio)} times ({number(ends[0])} to {number(ends[1])})"
-    return _worse(ends[0], most, f"{told}, {most:g} are allowed")
+    return _worse(ends[0], rule.most, f"{told}, {rule.most:g} are allowed")
 
 
-def _instructions(pair: _Pair, most: float) -> Verdict:
+def _in_turn(pair: _Pair, rule: LatencyRule) -> Verdict:
+    if pair.old.sha256 and pair.old.sha256 == pair.new.sha256:
+        return "passed", "it is the same file"
+    try:
+        found = in_turn.measure(pair.old_folder, pair.old, pair.new_folder, pair.new, rule.rounds)
+    except PipelineError as error:
+        return "not judged", error.message
+    ends = f"{number(found.ci95[0])} to {number(found.ci95[1])}"
+    told = f"{number(found.value)} times ({ends}), in {found.rounds} rounds in turn"
+    if found.undecided(rule.most):
+        return "not judged", f"the host was too noisy: {told}, and {rule.most:g} are allowed"
+    return _worse(found.ci95[0], rule.most, f"{told}, {rule.most:g} are allowed")
+
+
+def _instructions(pair: _Pair, rule: Rule) -> Verdict:
     if pair.new.format != "onnx":
         return "not judged", "only ONNX files' instructions are counted"
     if pair.old.sha256 and pair.old.sha256 == pair.new.sha256:
@@ -199,7 +234,7 @@ def _instructions(pair: _Pair, most: float) -> Verdict:
         new = instructions.count(pair.new_folder / pair.new.path).per_inference
     except PipelineError as error:
         return "not judged", error.message
-    return _worse(new / old, most, f"{new:,} against {old:,}, {most:g} times are allowed")
+    return _worse(new / old, rule.most, f"{new:,} against {old:,}, {rule.most:g} times are allowed")
 
 
 def _worse(least: float, most: float, told: str) -> Verdict:
@@ -214,59 +249,3 @@ _JUDGES: Mapping[str, Any] = {
     "latency": _latency,
     "instructions": _instructions,
 }
-
-
-def junit(found: Sequence[Judgement], run: str) -> bytes:
-    """JUnit XML, a suite a file and a case a rule, as test reporters of CI services read it."""
-    whole = ElementTree.Element("testsuites", name=f"gate {run}")
-    for file in dict.fromkeys(each.file for each in found):
-        cases = [each for each in found if each.file == file]
-        suite = ElementTree.SubElement(
-            whole,
-            "testsuite",
-            name=file,
-            tests=str(len(cases)),
-            failures=str(sum(not each.passes for each in cases)),
-            skipped=str(sum(each.passes and each.state != "passed" for each in cases)),
-            errors="0",
-        )
-        for each in cases:
-            case = ElementTree.SubElement(suite, "testcase", classname=file, name=each.rule)
-            if not each.passes:
-                failure = ElementTree.SubElement(case, "failure", message=_xml(each.told))
-                failure.text = _xml(each.line)
-            elif each.state != "passed":
-                ElementTree.SubElement(case, "skipped", message=_xml(each.told))
-            else:
-                ElementTree.SubElement(case, "system-out").text = _xml(each.told)
-    ElementTree.indent(whole)
-    return ElementTree.tostring(whole, encoding="utf-8", xml_declaration=True) + b"\n"
-
-
-def _xml(text: str) -> str:
-    """Without the control characters that XML 1.0 knows none of: a tool's message may have them."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", text)
-
-
-def markdown(found: Sequence[Judgement], run: str, against: str) -> str:
-    """A table for a pull request or GitHub's summary of a step."""
-    verdict = "passes" if all(each.passes for each in found) else "fails"
-    lines = [f"### {_cell(run)} {verdict} against {_cell(against)}", ""]
-    lines += ["| File | Rule | | |", "| :-- | :-- | :-- | :-- |"]
-    lines += [
-        f"| {_cell(each.file)} | {each.rule} | {'✓' if each.passes else '✗'} {each.state} | "
-        f"{_cell(each.told)} |"
-        for each in found
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def summarize(text: str) -> None:
-    """Append `text` to GitHub's summary of the step, where this is one."""
-    if path := os.environ.get(SUMMARY):
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(text)

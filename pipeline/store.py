@@ -7,6 +7,9 @@ dies) lets two runs share one store: the second waits and then finds the result.
 
 Long work keeps what it can be continued from in `resume_folder`, which outlives an interruption and
 goes when the result is there. Of the processes of one job only the leader writes.
+
+Who needs a result is noted inside `Store.referred_by`, and a record says what it was made of, so
+that `pipeline.pruning` can tell what nothing refers to.
 """
 
 import errno
@@ -26,6 +29,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import DivergedError, StoreError
 from pipeline.progress import console
 from pipeline.records import SCHEMA, Result
+from pipeline.references import Note
 from pipeline.team import Team, leave, noticing_loss
 
 R = TypeVar("R", bound=Result)
@@ -121,6 +125,27 @@ class Store:
         """The processes of this job; they must all see `root`."""
         self.outcomes: list[Outcome] = []
         """What `get` did so far, in order."""
+        self._notes: list[Note] = []
+
+    @contextmanager
+    def referred_by(self, owner: Path) -> Iterator[None]:
+        """Note what is asked for inside as needed by `owner`, for as long as that is there.
+
+        `owner` is a run's folder or the like. Raises `StoreError` when the store cannot be written.
+        """
+        if not self.team.leads:
+            yield
+            return
+        with writing(self.root):
+            note = Note(self.root, owner)
+        self._notes.append(note)
+        try:
+            yield
+            with writing(self.root):
+                note.finish()
+        finally:
+            self._notes.remove(note)
+            note.close()
 
     def get(
         self,
@@ -161,9 +186,11 @@ class Store:
             self._agree(stage, key)
             if self.team.leads:
                 with writing(self.root), self.alone(f"{stage}-{key}"):
+                    for note in self._notes:
+                        note.add(f"{stage}/{key}")
                     found = self.load(kind, home)
                     reused = self.team.tell(found is not None)
-                    record = found if found is not None else self._make(home, stage, key, work)
+                    record = found if found is not None else self._make(home, work, parents)
                     self.team.tell("done")
             else:
                 reused, record = self._follow(kind, home, work if together else None)
@@ -221,19 +248,22 @@ class Store:
         finally:
             lock.release()
 
-    def _make(self, home: Path, stage: str, key: str, work: Callable[[Path], R]) -> R:
+    def _make(self, home: Path, work: Callable[[Path], R], parents: Sequence[Result]) -> R:
         partial = self._partial(home)
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)  # in here, for Ctrl-C may come right after it
-            since = time.perf_counter()
+            since, before = time.perf_counter(), len(self.outcomes)
             record = work(partial)
             seconds = time.perf_counter() - since
-            record = record.model_copy(update={"key": key, "folder": home, "seconds": seconds})
+            record = record.model_copy(
+                update={"key": home.name, "folder": home, "seconds": seconds}
+            )
             body = {
                 "schema": SCHEMA,
                 "record": record.model_dump(mode="json"),
                 "files": dict(_files(partial)),
+                "uses": self._used(parents, self.outcomes[before:]),
             }
             (partial / "record.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
             if home.exists():  # damaged, or written by another version: `load` refused it
@@ -247,6 +277,12 @@ class Store:
                 shutil.rmtree(resume_folder(partial), ignore_errors=True)
             raise
         return record
+
+    def _used(self, parents: Sequence[Result], inside: Sequence[Outcome]) -> list[str]:
+        """Names of the results that one was made of: its parents, and what its work asked for."""
+        stored = [each.folder for each in parents if each.folder.parent.parent == self.root]
+        names = {f"{folder.parent.name}/{folder.name}" for folder in stored}
+        return sorted(names | {f"{each.stage}/{each.key}" for each in inside})
 
     @staticmethod
     def load(kind: type[R], home: Path) -> R | None:

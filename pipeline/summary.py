@@ -25,7 +25,7 @@ from pydantic import (
 
 from benchmarks.predict import Prediction
 from benchmarks.stats import PairedDifference, mean_interval
-from pipeline import phones, unfinished
+from pipeline import phones, references
 from pipeline.confidence import Confidence
 from pipeline.confusions import Confusions
 from pipeline.disagreements import Disagreements
@@ -72,7 +72,7 @@ class LatencyRow(Part):
     profile: str
     threads: int
     host: str
-    p50_ms: float
+    p50_ms: float = Field(gt=0)
     p90_ms: float
     p99_ms: float
     n: int
@@ -375,7 +375,7 @@ def read(path: Path) -> Report:
     try:
         body = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        why = unfinished.told(file.parent)
+        why = references.told(file.parent)
         raise StoreError(
             f"run '{run}' has no report: {why} ({file})",
             f"A run has one at its end: python -m pipeline run, with the settings of '{run}'.",

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import elsewhere, precision, summary, unfinished
+from pipeline import elsewhere, precision, references, summary
 from pipeline.answers import class_lines
 from pipeline.comparison import cells
 from pipeline.comparison import words as told
@@ -66,30 +66,31 @@ def show(report: Report) -> RenderableType:
 
 def runs(folder: Path) -> RenderableType:
     """The runs in `folder`, the latest first; of one without a readable report the reason."""
-    found, without = list[Report](), list[Text]()
-    for home in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if home.name.startswith("."):
-            continue
+    found, without, going = list[tuple[str, Report]](), list[Text](), references.unfinished(folder)
+    homes = {path.name for path in folder.iterdir() if path.is_dir()} | set(going)
+    for name in sorted(name for name in homes if not name.startswith(".")):
+        home = folder / name
         try:
-            found.append(summary.read(home))
+            found.append((name, summary.read(home)))
+            why = going.get(name)
         except StoreError as error:
             unread = (home / summary.FILE).exists()
-            why = error.message if unread else f"no report: {unfinished.told(home)}"
-            without.append(Text(f"{home.name}: {why}", "dim"))
+            why = error.message if unread else f"no report: {references.told(home)}"
+        if why:
+            without.append(Text(f"{name}: {why}", "dim"))
     table = _table(
         "run", "date", "data", "student", "top-1 %", "to ship", "top-1 %", "p50 ms", "MB"
     )
     table.columns[0].min_width = 12
     for words in table.columns[2:4]:
         words.justify, words.no_wrap = "left", False
-    for report in sorted(found, key=lambda report: report.date, reverse=True):
-        table.add_row(*_listed(report))
+    for name, report in sorted(found, key=lambda each: each[1].date, reverse=True):
+        table.add_row(Text(name), *_listed(report))
     return Group(table, *without)
 
 
 def _listed(report: Report) -> Iterator[Text]:
     student, lead = report.model("student"), to_ship(report)
-    yield Text(report.run)
     yield Text(report.date[:10])
     yield Text(report.dataset.source)
     yield Text(f"{student.arch} ×{student.width:g}" if student else NONE)

@@ -7,14 +7,17 @@ from math import exp
 from pathlib import Path
 from xml.etree import ElementTree
 
+import onnx
 import pytest
 
 from benchmarks.instructions import Instructions
-from pipeline import gate
+from pipeline import gate, judgements
 from pipeline.comparing import latency_ratio
 from pipeline.errors import ConfigError
 from pipeline.gate import Rules
+from pipeline.in_turn import Ratio
 from pipeline.stages import report as pages
+from pipeline.store import file_sha256
 from pipeline.summary import LatencyRow
 from tests.small_run import SmallRun
 
@@ -79,6 +82,96 @@ def test_what_cannot_be_judged_is_said_and_decided_by_the_rule(tmp_path, change,
     assert found.passes == (unjudged == "pass")
 
 
+@pytest.fixture
+def twins(float_onnx, tmp_path):
+    """Two runs, measured on different hosts, with two real files of one network."""
+    found = []
+    for name, host in (("before", "there"), ("now", "here")):
+        report = run(tmp_path / name, host=host, profile="smoke")
+        model = onnx.load(float_onnx.path)
+        model.doc_string = name
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        facts = {"path": f"{name}.onnx", "sha256": file_sha256(tmp_path / f"{name}.onnx")}
+        (row,) = report.artifacts
+        found.append(report.model_copy(update={"artifacts": (row.model_copy(update=facts),)}))
+    return found
+
+
+IN_TURN = {"most": 3.0, "in_turn": True, "rounds": 5}
+
+
+def test_two_files_of_one_network_timed_in_turn_are_not_certainly_apart(tmp_path, twins):
+    before, now = twins
+    # Compared by their reports they could not be judged: those are of different hosts.
+    states, _ = judged(tmp_path, {"latency": {"most": 3.0}}, now, before)
+    assert states == [("latency", "not judged")]
+    _, (found,) = judged(tmp_path, {"latency": IN_TURN}, now, before)
+    assert found.state != "failed"
+    assert "in 5 rounds in turn" in found.told and "3 are allowed" in found.told
+
+
+@pytest.mark.parametrize("unjudged", ["fail", "pass"])
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        ("gone", "before.onnx is gone"),
+        ("altered", "before.onnx is not the file that was exported"),
+        ({"sha256": None}, "has no checksum"),
+        ({"path": "before.mlpackage", "format": "coreml"}, "says nothing of the format"),
+        ({"latency": None}, "no profile to time them under"),
+    ],
+)
+def test_files_that_cannot_be_timed_in_turn_are_not_judged(tmp_path, twins, harm, said, unjudged):
+    before, now = twins
+    if harm == "gone":
+        (tmp_path / "before.onnx").unlink()
+    elif harm == "altered":
+        with (tmp_path / "before.onnx").open("ab") as file:
+            file.write(b"x")
+    else:
+        (row,) = before.artifacts
+        before = before.model_copy(update={"artifacts": (row.model_copy(update=harm),)})
+    if "latency" in harm or "format" in harm:
+        (row,) = now.artifacts
+        now = now.model_copy(update={"artifacts": (row.model_copy(update=harm),)})
+    rule = {"latency": IN_TURN | {"unjudged": unjudged}}
+    states, (found,) = judged(tmp_path, rule, now, before)
+    assert states == [("latency", "not judged")] and said in found.told
+    assert found.passes == (unjudged == "pass")
+
+
+def test_a_profile_that_this_machine_cannot_give_is_told(tmp_path, twins):
+    before, now = twins
+    (row,) = now.artifacts
+    row = row.model_copy(update={"latency": row.latency.model_copy(update={"profile": "tablet"})})
+    now = now.model_copy(update={"artifacts": (row,)})
+    _, (found,) = judged(tmp_path, {"latency": IN_TURN}, now, before)
+    assert found.state == "not judged" and "no latency profile is called `tablet`" in found.told
+
+
+def test_the_same_file_is_not_timed_against_itself(tmp_path, twins):
+    _, now = twins
+    _, (found,) = judged(tmp_path, {"latency": IN_TURN}, now, now)
+    assert (found.state, found.told) == ("passed", "it is the same file")
+
+
+@pytest.mark.parametrize(
+    ("value", "ci95", "state"),
+    [
+        (1.3, (1.12, 1.5), "failed"),
+        (1.12, (1.08, 1.16), "passed"),  # perhaps worse, not certainly
+        (1.0, (0.5, 1.05), "passed"),  # however wide, it is below
+        (1.3, (0.9, 1.9), "not judged"),  # too wide to say anything of 1.1
+    ],
+)
+def test_the_interval_of_the_rounds_decides(tmp_path, monkeypatch, twins, value, ci95, state):
+    monkeypatch.setattr(gate.in_turn, "measure", lambda *_: Ratio(value, ci95, 15, "phone-1t"))
+    before, now = twins
+    _, (found,) = judged(tmp_path, {"latency": {"most": 1.1, "in_turn": True}}, now, before)
+    assert found.state == state and "15 rounds in turn" in found.told
+    assert ("too noisy" in found.told) == (state == "not judged")
+
+
 def test_size_is_exact(tmp_path):
     for size, state in ((9_000, "passed"), (9_450, "passed"), (9_451, "failed")):
         states, _ = judged(tmp_path, {"size": {"most": 1.05}}, run(tmp_path / "now", size=size))
@@ -122,6 +215,8 @@ def test_instructions_that_cannot_be_counted_are_not_judged(tmp_path):
         ("[size]\nmost = -1", "size.most"),
         ("[size]", "size.most"),
         ("[size]\nmost = 1\nunjudged = 'ignore'", "size.unjudged"),
+        ("[latency]\nmost = 1\nin_turn = true\nrounds = 2", "latency.rounds"),
+        ("[size]\nmost = 1\nin_turn = true", "size.in_turn"),
         ("[", "cannot be read"),
     ],
 )
@@ -182,7 +277,7 @@ def test_a_gate_that_asks_nothing_is_refused(tmp_path):
 
 def test_a_tool_s_escapes_do_not_break_the_xml():
     told = gate.Judgement("latency", "onnx int8", "failed", "\x1b[1;31mred\x00")
-    whole = ElementTree.fromstring(gate.junit([told], "run"))
+    whole = ElementTree.fromstring(judgements.junit([told], "run"))
     assert whole[0][0][0].get("message") == "[1;31mred"
 
 
@@ -202,12 +297,12 @@ def test_what_ci_reads(tmp_path):
     rules = {"size": {"most": 1.0}, "latency": {"most": 1.0, "unjudged": "pass"}}
     now = run(tmp_path / "now", size=9_001, noisy="a <busy> host | really")
     _, found = judged(tmp_path, rules, now)
-    whole = ElementTree.fromstring(gate.junit(found, "new & <better>"))
+    whole = ElementTree.fromstring(judgements.junit(found, "new & <better>"))
     (suite,) = whole
     counts = {name: suite.get(name) for name in ("tests", "failures", "skipped", "errors")}
     assert counts == {"tests": "2", "failures": "1", "skipped": "1", "errors": "0"}
     assert [case.get("name") for case in suite] == ["size", "latency"]
-    text = gate.markdown(found, "new <b>", "old")
+    text = judgements.markdown(found, "new <b>", "old")
     assert "new &lt;b> fails against old" in text and "&lt;busy> host \\| really" in text
 
 
@@ -220,7 +315,7 @@ def test_the_command_exits_1_where_a_rule_fails(tmp_path):
         rules.write_text(f"[size]\nmost = {most}")
         line = [sys.executable, "-m", "pipeline", "gate", "new", "--against", "old"]
         line += ["--rules", str(rules), "--runs", str(tmp_path / "runs"), *more]
-        env = os.environ | {gate.SUMMARY: str(tmp_path / "summary.md")}
+        env = os.environ | {judgements.SUMMARY: str(tmp_path / "summary.md")}
         return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=env)
 
     good = ask(1.2)

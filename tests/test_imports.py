@@ -13,7 +13,7 @@ ROOMS = ("pipeline", "exporters", "runtime", "models", "benchmarks")
 LEVELS = (
     "pipeline.errors pipeline.records pipeline.machine pipeline.progress pipeline.emulated",
     "pipeline.settings pipeline.team pipeline.quantized pipeline.emulators pipeline.contract "
-    "pipeline.mobile pipeline.phones pipeline.tolerances pipeline.unfinished",
+    "pipeline.mobile pipeline.phones pipeline.tolerances pipeline.references",
     "pipeline.store pipeline.images pipeline.fetching",
     "models",
     "runtime",
@@ -42,10 +42,14 @@ LEVELS = (
     "pipeline.assemble pipeline.trust pipeline.comparison",
     "pipeline.answer_figures",
     "pipeline.tables pipeline.stages.report",
-    "pipeline.bundle pipeline.gate",
-    "pipeline.flow pipeline.exporting pipeline.doctor benchmarks.targets "
+    "pipeline.bundle",
+    "pipeline.flow pipeline.exporting pipeline.doctor pipeline.pruning benchmarks.targets "
     "benchmarks.published.networks",
-    "pipeline.__main__ benchmarks.loadgen benchmarks.turns",
+    "benchmarks.turns",
+    "pipeline.in_turn",
+    "pipeline.gate",
+    "pipeline.judgements",
+    "pipeline.__main__ benchmarks.loadgen",
     "benchmarks.measuring benchmarks.curves benchmarks.estimates benchmarks.costs "
     "benchmarks.publishing",
     "benchmarks.phone benchmarks.experiments",
@@ -155,6 +159,7 @@ TORCH_FREE = [
     "pipeline.records",
     "pipeline.summary",
     "pipeline.tables",
+    "pipeline.pruning",
     "pipeline.comparison.pages",
     "pipeline.stages.report",
     "pipeline.templating",

@@ -23,7 +23,7 @@ pytest.importorskip("cryptography", reason="needs the extra phone")
 
 from filelock import FileLock
 
-from benchmarks.phone import command, job, server
+from benchmarks.phone import job, server, terminal
 from benchmarks.phone.visits import MOST_PHONES, Visits
 from pipeline import phones, summary
 from pipeline.errors import ConfigError, ExportError, NotInstalledError, StoreError
@@ -109,7 +109,7 @@ class Serving:
         self.job = job.prepare(run, store, 0.3, 0.3)
         self.said, self.url, self.fingerprint = [], "", ""
         gone_s = wanted.pop("gone_s", 60.0)
-        keep = lambda phone: command.keep(run, phone)  # noqa: E731
+        keep = lambda phone: terminal.keep(run, phone)  # noqa: E731
         self.visits = Visits(self.job, self.said.append, keep, gone_s=gone_s)
         ready = threading.Event()
 
@@ -509,17 +509,17 @@ def test_figures_that_cannot_be_kept_are_told_of_and_cost_no_other_phone(serve, 
 
 def test_a_report_that_another_process_writes_is_waited_for_and_given_up(run, monkeypatch):
     phone = Phone(id="p", device="d", via="browser", date="2026-11-27")
-    monkeypatch.setattr(command, "LOCK_S", 0.2)
+    monkeypatch.setattr(terminal, "LOCK_S", 0.2)
     with FileLock(run / ".lock"), pytest.raises(StoreError, match="another process has held"):
-        command.keep(run, phone)
-    command.keep(run, phone)
+        terminal.keep(run, phone)
+    terminal.keep(run, phone)
 
 
 def test_figures_that_no_page_can_be_made_with_spoil_no_later_one(run, monkeypatch):
     phone = Phone(id="p", device="d", via="browser", date="2026-11-27")
-    monkeypatch.setattr(command.report, "write", lambda *_: 1 / 0)
+    monkeypatch.setattr(terminal.report, "write", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        command.keep(run, phone)
+        terminal.keep(run, phone)
     assert [path.name for path in (run / phones.FOLDER).iterdir()] == ["p.unreported"]
 
 

@@ -52,7 +52,7 @@ def test_all_runs_are_listed_the_latest_first(report, tmp_path):
     assert max(len(line) for line in text.splitlines()) <= WIDTH
     assert text.index("\n second ") < text.index(f"\n {report.run} ")
     assert (
-        "going: no report: no training in it ended an epoch" in text
+        "going: no report: nothing in the store beside it tells of such a run" in text
         and "torn: the report of run 'torn'" in text
     )
     assert ".store" not in text and "2026-11-02" in text

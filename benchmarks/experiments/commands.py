@@ -76,7 +76,9 @@ def distillation(
     entries = bench.read(tournament, set_ or [])
     check_place(out)
     origin = provenance()
-    found = bench.run(entries, Store(store))
+    kept = Store(store)
+    with kept.referred_by(out):
+        found = bench.run(entries, kept)
     facts, tables = pages.gain_facts(found), pages.gain_tables(found)
     publish("Distillation methods", origin, facts, tables, found, out)
 
@@ -110,6 +112,8 @@ def quantization(
     entries = bench.read(plan, set_ or [], {name: Path(place) for name, _, place in pairs})
     check_place(out)
     origin = provenance()
-    found = bench.run(entries, Store(store))
+    kept = Store(store)
+    with kept.referred_by(out):
+        found = bench.run(entries, kept)
     facts, tables = pages.int8_facts(found), pages.int8_tables(found)
     publish("int8 against float and stock quantization", origin, facts, tables, found, out)

@@ -1,0 +1,165 @@
+"""Who needs which results of a store: every run names them while it asks for them.
+
+The reports cannot tell: they name neither data nor measurements, a run that is under way or was
+stopped has none, and one store may serve several folders of runs. So each process writes a note of
+its own, ``.runs/<name>-<random>.json`` in the store, before it reads or makes a result. It holds
+the lock beside the note for as long as it lives, and the operating system releases that when it
+dies. A note counts for as long as what it was written for is there.
+"""
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import StoreError
+
+FOLDER = ".runs"
+"""Of the notes, inside a store."""
+
+
+class Reference(BaseModel):
+    """What one process asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    of: str
+    """Who needs it, relative to the store: a run's folder, or the page of an experiment."""
+    since: str
+    """When the process began, in UTC."""
+    finished: bool = False
+    results: tuple[str, ...] = ()
+    """As "teach/0123456789abcdef"; the last one may have been stopped before it was made."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """One note on the disk."""
+
+    file: Path
+    reference: Reference
+    alive: bool
+    """Whether its process is still there."""
+
+    @property
+    def owner(self) -> Path:
+        """Who needs the results."""
+        return Path(os.path.normpath(self.file.parents[1].resolve() / self.reference.of))
+
+    @property
+    def told(self) -> str:
+        """How it stands with a run that has not finished, as "under way since ..."."""
+        since = self.reference.since
+        if self.alive:
+            return f"under way since {since}"
+        return f"stopped before its report; begun {since}"
+
+
+class Note:
+    """The note of this process. Raises `OSError` where the store cannot be written."""
+
+    def __init__(self, root: Path, owner: Path) -> None:
+        """For `owner`, whose results lie in the store `root`."""
+        self._folder = root / FOLDER
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = self._folder / f"{owner.name}-{secrets.token_hex(4)}.json"
+        # Locked before there is a note: nobody ever sees this one without its process.
+        self._lock = FileLock(_lock_of(self._file))
+        self._lock.acquire(timeout=0)
+        # Relative, for runs are moved with their store; resolved, for links lead to a store, too.
+        of = os.path.relpath(owner.resolve(), root.resolve())
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        self._write(Reference(of=Path(of).as_posix(), since=now))
+
+    def add(self, result: str) -> None:
+        """Say that `result` is needed, before it is looked for."""
+        if result not in self._reference.results:
+            results = (*self._reference.results, result)
+            self._write(self._reference.model_copy(update={"results": results}))
+
+    def finish(self) -> None:
+        """Say that this is all: it stands in the place of all earlier notes of the same owner."""
+        self._write(self._reference.model_copy(update={"finished": True}))
+        for other in read(self._folder.parent):
+            same = other.reference.of == self._reference.of
+            if same and other.file != self._file and not other.alive:
+                forget(other)
+
+    def close(self) -> None:
+        """The process is through with it, finished or not."""
+        self._lock.release()
+
+    def _write(self, reference: Reference) -> None:
+        self._reference = reference
+        aside = self._file.with_suffix(".new")
+        aside.write_text(reference.model_dump_json(indent=1), encoding="utf-8")
+        aside.replace(self._file)
+
+
+def _lock_of(file: Path) -> Path:
+    return file.with_suffix(".lock")
+
+
+def read(root: Path) -> list[Noted]:
+    """All notes in the store `root`. Raises `StoreError` for one that cannot be read."""
+    found = []
+    for file in sorted((root / FOLDER).glob("*.json")):
+        try:
+            body = json.loads(file.read_text(encoding="utf-8"))
+            reference = Reference.model_validate(body)
+        except FileNotFoundError:  # forgotten just now
+            continue
+        except (ValueError, ValidationError) as error:
+            raise StoreError(
+                f"what a run needs cannot be read: {file}: {error}",
+                "Delete that file; the next run of the same settings writes it anew.",
+            ) from error
+        found.append(Noted(file, reference, is_held(_lock_of(file))))
+    return found
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process holds `lock`, or nobody may tell."""
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock).acquire(timeout=0):
+            return False
+    except (Timeout, PermissionError):
+        return True
+
+
+def forget(noted: Noted) -> None:
+    """Remove a note."""
+    noted.file.unlink(missing_ok=True)
+    _lock_of(noted.file).unlink(missing_ok=True)
+
+
+def unfinished(runs: Path) -> dict[str, str]:
+    """How it stands with the runs in the folder `runs` that are under way or were stopped, by name.
+
+    Of those whose results are in the store inside it; empty where its notes cannot be read.
+    """
+    try:
+        notes = read(runs / ".store")
+    except StoreError:
+        return {}
+    own = [each for each in notes if each.owner.parent == runs.resolve()]
+    told = {}
+    for each in sorted(own, key=lambda each: (each.alive, each.reference.since)):
+        if each.alive or not each.reference.finished:
+            told[each.owner.name] = each.told
+    return told
+
+
+def told(folder: Path) -> str:
+    """In words, why there is no report in the folder of a run."""
+    found = unfinished(folder.parent).get(folder.name)
+    if found is None and not folder.is_dir():
+        return "there is no such run"
+    return found or "nothing in the store beside it tells of such a run"
