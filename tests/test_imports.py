@@ -40,6 +40,7 @@ LEVELS = (
     "pipeline.bundle pipeline.gate",
     "pipeline.flow pipeline.exporting pipeline.doctor benchmarks.targets "
     "benchmarks.published.networks",
+    "pipeline.fit",
     "pipeline.__main__ benchmarks.loadgen benchmarks.turns",
     "benchmarks.measuring benchmarks.curves benchmarks.estimates benchmarks.costs "
     "benchmarks.publishing",
@@ -51,7 +52,7 @@ for all modules below it that are not named themselves."""
 FAMILIES = (
     *("models", "runtime", "exporters", "benchmarks"),
     *("pipeline.sources", "pipeline.losses", "pipeline.quantization", "pipeline.bundle"),
-    *("benchmarks.experiments", "benchmarks.phone"),
+    *("pipeline.fit", "benchmarks.experiments", "benchmarks.phone"),
 )
 """Within one of these, modules may import one another; stages, for one, may not."""
 PACKAGES = {"pipeline", "pipeline.stages"}
