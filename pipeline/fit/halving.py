@@ -171,7 +171,8 @@ def climb(
             text = f"[bold]fit      [/][dim]{one.seconds:11.1f} s[/]  {escape(network.title)}: "
             text += f"validation {one.val_top1:.2%} after {epochs} epochs"
             console.print(text, highlight=False, soft_wrap=True)
-        alive.sort(key=lambda each: (-top1[each.candidate.network], each.objectives))
+        # Of equals the one with more capacity has more to gain from more epochs.
+        alive.sort(key=lambda each: (-top1[each.candidate.network], -each.candidate.capacity))
         alive = alive[: max(1, len(alive) // 2)]
     return alive[0], trained
 

@@ -35,8 +35,6 @@ CHIPS = {
 """Phones without rows of their own: the chip whose rows stand in, and how it differs."""
 EXACT: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 """Precisions of files, the most exact first."""
-LIKE = 0.88
-"""Names that are less alike (difflib's ratio) are no slips but other phones, as a Pixel 9 is."""
 
 
 class Way(NamedTuple):
@@ -122,12 +120,24 @@ def _device(phone: str) -> tuple[str, str]:
     if found:
         named = " or ".join(short(each) for each in found)
         raise ConfigError(f"--phone {phone}: which one, {named}?", "Name it in full.")
-    names = {short(each).lower(): short(each) for each in devices} | {n.lower(): n for n in CHIPS}
-    near = difflib.get_close_matches(phone.lower(), names, n=1, cutoff=LIKE)
-    hint = f"Did you mean `{names[near[0]]}`? " if near else ""
+    near = difflib.get_close_matches(phone.lower(), _alike(phone, devices), n=1, cutoff=0.75)
+    hint = f"Did you mean `{_alike(phone, devices)[near[0]]}`? " if near else ""
     raise ConfigError(
         f"--phone {phone}: no latencies are published of such a device", f"{hint}{known()}"
     )
+
+
+def _alike(phone: str, devices: Sequence[str]) -> dict[str, str]:
+    """Names that a slip may have meant, with and without the maker, in small letters.
+
+    Those with other figures are left out: a Pixel 9 is no Pixel 5.
+    """
+    full = [*map(short, devices), *CHIPS]
+    names = {part: each for each in full for part in (each, each.partition(" ")[2])}
+    figures = re.findall(r"\d", phone)
+    return {
+        name.lower(): each for name, each in names.items() if re.findall(r"\d", name) == figures
+    }
 
 
 def _words(name: str) -> list[str]:

@@ -3,8 +3,8 @@
 Three objectives at once: little latency, a small file, much capacity; the budget is a constraint. A
 space that is no larger than the trials is enumerated, for then nothing is left to chance; a larger
 one is searched by TPE (Ozaki et al. 2022: several objectives), from each family's smallest on. The
-study is kept nowhere: proposals follow from the seed and the results, which are in the store, so
-that a search that was stopped is repeated up to there in seconds, and goes on as if it had not been.
+study is kept nowhere: proposals follow from the seed and the results, which are in the store, so a
+search that was stopped is repeated up to there in seconds, and goes on as if it had not been.
 """
 
 from __future__ import annotations
