@@ -454,7 +454,7 @@ def test_when_nothing_fits_it_says_what_would(folder, done):
     fitted = Fit.model_validate_json((folder / "runs/tiny-fit/fit.json").read_text())
     least = min(row.best.latency_ms for row in fitted.rows)
     told = " ".join(found.stdout.split())
-    assert "Nothing fits: none of 4 networks keeps 0.010 ms" in told
+    assert "Nothing fits: none of 4 networks (of 46; --trials looks at more) keeps 0.010 ms" in told
     assert f"The least latency of any: {least:.3f} ms" in told and f"×{least / 0.01:.2f}" in told
     assert fitted.winner is None and not fitted.meets
 
@@ -515,6 +515,7 @@ def test_a_page_of_a_search_that_is_not_over():
         data="digits",
         phone=way.title,
         budget=Budget(bytes=10**9),
+        space=3,
         rows=rows,
         refused={"a | b": "no <such> operator"},
         epochs=8,

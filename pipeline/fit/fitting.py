@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -81,22 +82,12 @@ def run(request: Request, store: Store, runs: Path) -> Fit:
     asked = _check(request, store, runs)
     dataset = asked.config.data.run(asked.context)
     _say("data", dataset.line)
-    subject = Subject.of(asked.config, asked.context, dataset)
-    tried = space.of(asked.config, dataset.input.size, request.sizes)
-    left = phone.without_rows(asked.way, subject.precisions)
-    asked = asked._replace(notes=tuple(filter(None, (*asked.notes, left, *tried.notes))))
-    _check_precisions(subject, asked.way)
-
-    question = search.Question(tried, asked.way, request.budget, request.trials, asked.config.seed)
-    since = time.perf_counter()
-    found = search.search(question, subject)
-    told = f"{len(found.looked)} of {len(tried.networks)} networks looked at for "
-    told += f"{asked.way.title}: {len(found.fitting)} keep the budget"
-    _say("search", told, time.perf_counter() - since)
-    fit = _fit(asked, dataset, found)
-    pages.write(fit, asked.folder)
+    fit, found = _search(asked, dataset)
     if not found.fitting:
+        fit = _of_earlier(fit, asked.folder)
+        pages.write(fit, asked.folder)
         return fit
+    pages.write(fit, asked.folder)
 
     limit = None
     if request.minutes is not None:
@@ -114,13 +105,38 @@ def run(request: Request, store: Store, runs: Path) -> Fit:
     return fit
 
 
+def _search(asked: Asked, dataset: Dataset) -> tuple[Fit, search.Found]:
+    """Everything that can be said without training."""
+    request = asked.request
+    subject = Subject.of(asked.config, asked.context, dataset)
+    _check_precisions(subject, asked.way)
+    tried = space.of(asked.config, dataset.input.size, request.sizes)
+    left = phone.without_rows(asked.way, subject.precisions)
+    asked = asked._replace(notes=tuple(filter(None, (*asked.notes, left, *tried.notes))))
+    question = search.Question(tried, asked.way, request.budget, request.trials, asked.config.seed)
+    since = time.perf_counter()
+    found = search.search(question, subject)
+    told = f"{len(found.looked)} of {len(tried.networks)} networks looked at for "
+    told += f"{asked.way.title}: {len(found.fitting)} keep the budget"
+    _say("search", told, time.perf_counter() - since)
+    return _fit(asked, dataset, found, len(tried.networks)), found
+
+
+def _of_earlier(fit: Fit, folder: Path) -> Fit:
+    """`fit` with a word on the report that another question has left in `folder`."""
+    if not (folder / summary.FILE).exists():
+        return fit
+    note = "report.html and bundle/ in this folder are of an earlier question"
+    return fit.model_copy(update={"notes": (*fit.notes, note)})
+
+
 def _check(request: Request, store: Store, runs: Path) -> Asked:
     """Find out in a second what would otherwise end the search later."""
     require("optuna", "fit")
     config = settings.read(request.config, request.overrides)
     way, note = phone.find(request.phone, request.runtime, request.threads)
     flow.check(config)
-    if store.team.size > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("fit works in one process", "Start it without torchrun.")
     config = config.model_copy(update={"name": f"{config.name}-fit"})
     notes = [note]
@@ -210,7 +226,7 @@ def judge(network: Network, report: Report, folder: Path, way: Way, budget: Budg
     return Final(network=network, shots=tuple(shots), top1=top1, missing=missing)
 
 
-def _fit(asked: Asked, dataset: Dataset, found: search.Found) -> Fit:
+def _fit(asked: Asked, dataset: Dataset, found: search.Found, of: int) -> Fit:
     """What is known before anything is trained."""
     ahead = search.front(found.looked)
     rows = tuple(
@@ -232,6 +248,7 @@ def _fit(asked: Asked, dataset: Dataset, found: search.Found) -> Fit:
         phone=asked.way.title,
         notes=asked.notes,
         budget=asked.request.budget,
+        space=of,
         rows=rows,
         refused={network.title: why for network, why in found.refused.items()},
         epochs=asked.config.student.recipe.epochs,

@@ -87,6 +87,8 @@ class Fit(Record):
     notes: tuple[str, ...] = ()
     """What was assumed or left out."""
     budget: Budget
+    space: int
+    """Networks that there are; `rows` and `refused` are those that were looked at."""
     rows: tuple[Row, ...]
     refused: dict[str, str]
     """Networks without a file, and why."""
@@ -173,7 +175,9 @@ def _trained(fit: Fit, final: Final) -> Iterator[str]:
 def _nothing(fit: Fit) -> Iterator[str]:
     """What would fit, where nothing does."""
     bounds = asked(fit.budget.model_copy(update={"accuracy": None}))
-    yield f"Nothing fits: none of {len(fit.rows)} networks keeps {bounds}."
+    seen = len(fit.rows) + len(fit.refused)
+    part = f" (of {fit.space}; --trials looks at more)" if seen < fit.space else ""
+    yield f"Nothing fits: none of {len(fit.rows)} networks{part} keeps {bounds}."
     if not fit.rows:
         return
     near = min(fit.rows, key=lambda row: row.best.excess)

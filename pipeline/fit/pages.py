@@ -6,23 +6,30 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from benchmarks import printing
+from pipeline.fit import figures
 from pipeline.fit.outcome import FILE, Fit, Row, answer, asked, doubts
 from pipeline.store import writing
 from pipeline.wording import NONE, megabytes, number, percent
 
-PAGES = ("fit.md", FILE)
+PAGES = ("fit.html", "fit.md", FILE)
+TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 SHOWN = 12
 """Rows of a table on the terminal."""
 COLUMNS = ("network", "file", "ms", "80 %", "MB", "memory MB", "M MACs", "M parameters")
+MORE = ("validation % (epochs)", "s", "what became of it")
+"""Columns that follow on the pages."""
 
 
 def write(fit: Fit, folder: Path) -> None:
     """Write the pages into `folder`, each whole or not at all; fit.json comes last."""
-    texts = {"fit.md": markdown(fit), FILE: fit.model_dump_json(indent=1, by_alias=True) + "\n"}
+    body = fit.model_dump_json(indent=1, by_alias=True) + "\n"
+    texts = dict(zip(PAGES, (to_html(fit), markdown(fit), body), strict=True))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -86,16 +93,21 @@ def spent(row: Row) -> str:
     return f"{row.seconds:.1f}" + (f" + {trained:.0f}" if row.steps else "")
 
 
+def _more(fit: Fit, row: Row) -> tuple[str, str, str]:
+    """The cells under `MORE`."""
+    return accuracies(row), spent(row), state(fit, row)
+
+
 def table(fit: Fit) -> RenderableType:
     """The answer, the rows that matter, and what to know; for 100 columns."""
     shown = printing.table(
         f"{fit.phone}: {asked(fit.budget)}",
-        *("network", "file", "ms", "MB", "validation % (epochs)", "s", "what became of it"),
+        *("network", "file", "ms", "MB", *MORE),
     )
     listed = rows(fit)
     for row in listed[:SHOWN]:
         name, file, ms, _, size, *_ = cells(row)
-        printing.add(shown, name, file, ms, size, accuracies(row), spent(row), state(fit, row))
+        printing.add(shown, name, file, ms, size, *_more(fit, row))
     more = len(listed) - SHOWN
     told = [Text(line, "bold") for line in answer(fit)]
     rest = [f"{more} more in {FILE}"] if more > 0 else []
@@ -112,7 +124,7 @@ def remarks(fit: Fit) -> Iterator[str]:
 
 def markdown(fit: Fit) -> str:
     """The page for a pull request."""
-    head = (*COLUMNS, "validation % (epochs)", "s", "what became of it")
+    head = (*COLUMNS, *MORE)
     lines = [
         f"# {fit.run}: a student for {fit.phone}",
         "",
@@ -121,10 +133,7 @@ def markdown(fit: Fit) -> str:
         *(f"**{line}**\n" for line in answer(fit)),
         f"| {' | '.join(head)} |",
         f"| --- | --- |{' --: |' * (len(head) - 3)} --- |",
-        *(
-            f"| {' | '.join((*cells(row), accuracies(row), spent(row), state(fit, row)))} |"
-            for row in rows(fit)
-        ),
+        *(f"| {' | '.join((*cells(row), *_more(fit, row)))} |" for row in rows(fit)),
         "",
         *(f"- {line}" for line in remarks(fit)),
         *(f"- {name}: no file: {why}" for name, why in fit.refused.items()),
@@ -136,3 +145,31 @@ def markdown(fit: Fit) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def to_html(fit: Fit) -> str:
+    """The page: one file, no network."""
+    made = {"costs": figures.costs(fit), "rungs": figures.rungs(fit)}
+    page = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # "<" inside a script could end it; in JSON it may be written as an escape
+    drawn = {
+        name: str(figure.to_json()).replace("<", "\\u003c")
+        for name, figure in made.items()
+        if figure
+    }
+    return page.get_template("fit.html.j2").render(
+        fit=fit,
+        asked=asked(fit.budget),
+        answer=answer(fit),
+        columns=(*COLUMNS, *MORE),
+        rows=[(row.network == fit.winner, (*cells(row), *_more(fit, row))) for row in rows(fit)],
+        remarks=list(remarks(fit)),
+        figures=drawn,
+        plotlyjs=get_plotlyjs() if drawn else "",
+    )
