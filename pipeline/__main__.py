@@ -1,4 +1,4 @@
-"""The command line: run, export, show, report, compare, gate, prune, doctor, fetch."""
+"""The command line: run, fit, export, show, report, compare, gate, prune, doctor, fetch."""
 
 import shlex
 import signal
@@ -12,6 +12,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from pipeline.errors import CannotRunHereError, PipelineError, StoreError
+from pipeline.fit.command import fit
 from pipeline.progress import console, make_console, silence
 
 RUNS = Path("runs")
@@ -83,6 +84,9 @@ def run(
     typer.echo()
     _print(tables.show(summary.read(folder)))
     typer.echo(f"Report: {folder / 'report.html'}    Files to ship: {folder / 'bundle'}")
+
+
+app.command()(fit)
 
 
 @app.command()

@@ -45,6 +45,7 @@ LEVELS = (
     "pipeline.bundle",
     "pipeline.flow pipeline.exporting pipeline.doctor pipeline.pruning benchmarks.targets "
     "benchmarks.published.networks",
+    "pipeline.fit",
     "benchmarks.turns",
     "pipeline.in_turn",
     "pipeline.gate",
@@ -61,7 +62,7 @@ FAMILIES = (
     *("models", "runtime", "exporters", "benchmarks"),
     *("pipeline.sources", "pipeline.losses", "pipeline.quantization", "pipeline.bundle"),
     "pipeline.comparison",
-    *("benchmarks.experiments", "benchmarks.phone"),
+    *("pipeline.fit", "benchmarks.experiments", "benchmarks.phone"),
 )
 """Within one of these, modules may import one another; stages, for one, may not."""
 PACKAGES = {"pipeline", "pipeline.stages"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,8 +61,10 @@ class Prepared(NamedTuple):
     front: Front
 
 
-def prepare(checkpoint: Checkpoint) -> Prepared:
-    """The float graph of `checkpoint`, ready for quantization.
+def prepare(
+    checkpoint: Checkpoint, write: Callable[[Checkpoint, Path], None] = write_float_graph
+) -> Prepared:
+    """The float graph of `checkpoint`, which `write` writes, ready for quantization.
 
     Raises `CheckpointError` where a weight is not a number, `ExportError` where the network cannot
     be written as ONNX or has operators that the placement does not know.
@@ -72,7 +74,7 @@ def prepare(checkpoint: Checkpoint) -> Prepared:
 
     with tempfile.TemporaryDirectory() as scratch, quiet():
         written, folded = Path(scratch, "plain.onnx"), Path(scratch, "folded.onnx")
-        write_float_graph(checkpoint, written)
+        write(checkpoint, written)
         plain = onnx.load(written)
         check_weights(plain)
         # Folds BatchNorm and constants; symbolic shapes would trip over the free batch size.
