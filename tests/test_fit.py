@@ -20,7 +20,7 @@ from pipeline import summary
 from pipeline.config import Config
 from pipeline.context import Context
 from pipeline.errors import ConfigError
-from pipeline.fit import budget, candidates, halving, outcome, pages, phone, search, space
+from pipeline.fit import budget, candidates, halving, outcome, pages, phone, search, space, speed
 from pipeline.fit.budget import Budget
 from pipeline.fit.candidates import Candidate, File, Subject
 from pipeline.fit.outcome import Fit
@@ -298,6 +298,18 @@ def test_what_cannot_be_trained_in_the_time_is_left_out_and_named():
     assert "no network can be trained here" in nothing.notes[0] and nothing.rungs == ()
 
 
+def test_an_estimate_is_kept_for_its_question_alone(tmp_path):
+    config = config_of(data={"source": "digits", "limit_train": 200, "limit_test": 100})
+    context = Context(store=Store(tmp_path), device="cpu", threads=2)
+    data = config.data.run(context)
+    network = Network(arch="mobilenet_v3_small", width=0.25, stem_stride=2, size=8)
+    first, again, other = (speed.of(config, network, data, context, q) for q in ("a", "a", "b"))
+    reused = [each.reused for each in context.store.outcomes if each.stage == "fit-speed"]
+    assert reused == [False, True, False] and first == again and first.key != other.key
+    steps = data.train.n // config.student.recipe.batch_size
+    assert first.epoch_seconds == pytest.approx(first.step_seconds * steps / 2 / speed.SHARED)
+
+
 def test_rungs_double_up_to_a_whole_training():
     assert halving.rungs(6, 8) == (1, 2)
     assert halving.rungs(8, 100) == (12, 24, 48)
@@ -405,7 +417,8 @@ def test_the_winner_keeps_the_budget_and_is_what_was_exported(folder, done):
     assert student and (student.arch, student.width) == (found.winner.arch, found.winner.width)
     before = next(each for each in found.rows if each.network == found.winner)
     assert before.best.bytes == pytest.approx(shot.bytes, rel=0.01)
-    assert before.front and "keeps the budget" in done.stdout
+    told = " ".join(done.stdout.split())
+    assert before.front and "keeps the budget" in told and "It is on the front" in told
 
 
 @pytest.mark.slow

@@ -157,6 +157,11 @@ def _trained(fit: Fit, final: Final) -> Iterator[str]:
         f"{percent(top1)} % (95 % {percent(low)} to {percent(high)}) on {n:,} test images."
     )
     yield from (f"It breaks {each}." for each in broken(fit.budget, shot))
+    if any(row.front for row in fit.rows if row.network == final.network):
+        yield (
+            f"It is on the front: none of the other {len(fit.rows) - 1} networks that were looked "
+            "at is as good in latency, size and capacity together."
+        )
     wanted = fit.budget.accuracy
     if wanted is None:
         return

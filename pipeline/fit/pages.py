@@ -167,7 +167,6 @@ def to_html(fit: Fit) -> str:
         fit=fit,
         asked=asked(fit.budget),
         answer=answer(fit),
-        columns=(*COLUMNS, *MORE),
         rows=[(row.network == fit.winner, (*cells(row), *_more(fit, row))) for row in rows(fit)],
         remarks=list(remarks(fit)),
         figures=drawn,
