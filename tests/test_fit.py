@@ -429,6 +429,10 @@ def test_every_network_is_held_to_the_bounds_and_the_better_half_goes_on(folder,
         assert not (row.steps and row.best.over)
     trained = [row for row in found.rows if row.steps]
     assert found.rungs == (1,) and len(trained) == 3
+    store = folder / "runs" / ".store"
+    for row in found.rows:
+        assert (store / "fit" / row.key / "record.json").exists()
+        assert all((store / "distill" / step.key / "weights.pt").exists() for step in row.steps)
     best = max(row.steps[-1].val_top1 for row in trained)
     winner = next(row for row in trained if row.network == found.winner)
     assert winner.steps[-1].val_top1 == best
@@ -512,6 +516,7 @@ def test_a_page_of_a_search_that_is_not_over():
     known = looked([2.0, 1.0], way)
     rows = tuple(
         outcome.Row(
+            key="k",
             network=each.candidate.network,
             params=each.candidate.params,
             macs=each.candidate.macs,
@@ -530,9 +535,13 @@ def test_a_page_of_a_search_that_is_not_over():
         budget=Budget(bytes=10**9),
         space=3,
         rows=rows,
-        refused={"a | b": "no <such> operator"},
+        refused={"a network": "no <such> operator"},
         epochs=8,
         seconds={},
     )
-    assert "none of them has been trained" in pages.markdown(found)
+    text, page = pages.markdown(found), pages.to_html(found)
+    for told in ("none of them has been trained", *(each.network.title for each in rows)):
+        assert told in text and told in page
+    assert "no &lt;such&gt; operator" in page and "<such>" not in text.replace("\\<such\\>", "")
+    assert 'id="costs"' in page and 'id="rungs"' not in page, "nothing was trained"
     assert Fit.model_validate_json(found.model_dump_json(by_alias=True)) == found

@@ -150,6 +150,7 @@ TORCH_FREE = [
     "pipeline.stages.report",
     "pipeline.bundle",
     "pipeline.exporting",
+    "pipeline.fit.fitting",
     "pipeline.verification",
     "pipeline.workshop",
     "runtime",
