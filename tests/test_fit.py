@@ -373,12 +373,9 @@ def folder(tmp_path_factory):
     return found
 
 
-@pytest.fixture(scope="module")
-def done(folder):
-    """The command, stopped in its second training on a rung, and given again."""
-    if os.name != "posix":
-        pytest.skip("needs POSIX signals")
-    first = subprocess.Popen(
+def interrupt(folder, stage):
+    """Give the command and stop it while it works on the second result of `stage`."""
+    process = subprocess.Popen(
         command(folder, *ASKED),
         cwd=ROOT,
         stderr=subprocess.PIPE,
@@ -387,17 +384,26 @@ def done(folder):
     )
     store = folder / "runs" / ".store"
     try:
-        while first.poll() is None:
-            if any((store / "distill").glob("*/record.json")) and any(
-                (store / ".partial").glob("distill-*")
-            ):
-                first.send_signal(signal.SIGINT)
+        while process.poll() is None:
+            under_way = any((store / ".partial").glob(f"{stage}-*"))
+            if under_way and any((store / stage).glob("*/record.json")):
+                process.send_signal(signal.SIGINT)
                 break
             time.sleep(0.001)
-        told = first.communicate(timeout=60)[1]
+        told = process.communicate(timeout=60)[1]
     finally:
-        first.kill()
-    assert first.returncode == 130 and "Run the same command again" in told
+        process.kill()
+    assert process.returncode == 130 and "Run the same command again" in told
+    assert "Traceback" not in told
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    """The command, stopped in its search, stopped again on a rung, and given once more."""
+    if os.name != "posix":
+        pytest.skip("needs POSIX signals")
+    interrupt(folder, "fit")
+    interrupt(folder, "distill")
     return fit(folder, *ASKED)
 
 
