@@ -20,7 +20,7 @@ from pipeline import summary
 from pipeline.config import Config
 from pipeline.context import Context
 from pipeline.errors import ConfigError
-from pipeline.fit import budget, candidates, halving, outcome, pages, phone, search, space
+from pipeline.fit import budget, candidates, halving, outcome, pages, phone, search, space, speed
 from pipeline.fit.budget import Budget
 from pipeline.fit.candidates import Candidate, File, Subject
 from pipeline.fit.outcome import Fit
@@ -298,6 +298,18 @@ def test_what_cannot_be_trained_in_the_time_is_left_out_and_named():
     assert "no network can be trained here" in nothing.notes[0] and nothing.rungs == ()
 
 
+def test_an_estimate_is_kept_for_its_question_alone(tmp_path):
+    config = config_of(data={"source": "digits", "limit_train": 200, "limit_test": 100})
+    context = Context(store=Store(tmp_path), device="cpu", threads=2)
+    data = config.data.run(context)
+    network = Network(arch="mobilenet_v3_small", width=0.25, stem_stride=2, size=8)
+    first, again, other = (speed.of(config, network, data, context, q) for q in ("a", "a", "b"))
+    reused = [each.reused for each in context.store.outcomes if each.stage == "fit-speed"]
+    assert reused == [False, True, False] and first == again and first.key != other.key
+    steps = data.train.n // config.student.recipe.batch_size
+    assert first.epoch_seconds == pytest.approx(first.step_seconds * steps / 2 / speed.SHARED)
+
+
 def test_rungs_double_up_to_a_whole_training():
     assert halving.rungs(6, 8) == (1, 2)
     assert halving.rungs(8, 100) == (12, 24, 48)
@@ -361,12 +373,9 @@ def folder(tmp_path_factory):
     return found
 
 
-@pytest.fixture(scope="module")
-def done(folder):
-    """The command, stopped in its second training on a rung, and given again."""
-    if os.name != "posix":
-        pytest.skip("needs POSIX signals")
-    first = subprocess.Popen(
+def interrupt(folder, stage):
+    """Give the command and stop it while it works on the second result of `stage`."""
+    process = subprocess.Popen(
         command(folder, *ASKED),
         cwd=ROOT,
         stderr=subprocess.PIPE,
@@ -375,17 +384,26 @@ def done(folder):
     )
     store = folder / "runs" / ".store"
     try:
-        while first.poll() is None:
-            if any((store / "distill").glob("*/record.json")) and any(
-                (store / ".partial").glob("distill-*")
-            ):
-                first.send_signal(signal.SIGINT)
+        while process.poll() is None:
+            under_way = any((store / ".partial").glob(f"{stage}-*"))
+            if under_way and any((store / stage).glob("*/record.json")):
+                process.send_signal(signal.SIGINT)
                 break
             time.sleep(0.001)
-        told = first.communicate(timeout=60)[1]
+        told = process.communicate(timeout=60)[1]
     finally:
-        first.kill()
-    assert first.returncode == 130 and "Run the same command again" in told
+        process.kill()
+    assert process.returncode == 130 and "Run the same command again" in told
+    assert "Traceback" not in told
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    """The command, stopped in its search, stopped again on a rung, and given once more."""
+    if os.name != "posix":
+        pytest.skip("needs POSIX signals")
+    interrupt(folder, "fit")
+    interrupt(folder, "distill")
     return fit(folder, *ASKED)
 
 
@@ -405,7 +423,8 @@ def test_the_winner_keeps_the_budget_and_is_what_was_exported(folder, done):
     assert student and (student.arch, student.width) == (found.winner.arch, found.winner.width)
     before = next(each for each in found.rows if each.network == found.winner)
     assert before.best.bytes == pytest.approx(shot.bytes, rel=0.01)
-    assert before.front and "keeps the budget" in done.stdout
+    told = " ".join(done.stdout.split())
+    assert before.front and "keeps the budget" in told and "It is on the front" in told
 
 
 @pytest.mark.slow
@@ -416,6 +435,10 @@ def test_every_network_is_held_to_the_bounds_and_the_better_half_goes_on(folder,
         assert not (row.steps and row.best.over)
     trained = [row for row in found.rows if row.steps]
     assert found.rungs == (1,) and len(trained) == 3
+    store = folder / "runs" / ".store"
+    for row in found.rows:
+        assert (store / "fit" / row.key / "record.json").exists()
+        assert all((store / "distill" / step.key / "weights.pt").exists() for step in row.steps)
     best = max(row.steps[-1].val_top1 for row in trained)
     winner = next(row for row in trained if row.network == found.winner)
     assert winner.steps[-1].val_top1 == best
@@ -499,6 +522,7 @@ def test_a_page_of_a_search_that_is_not_over():
     known = looked([2.0, 1.0], way)
     rows = tuple(
         outcome.Row(
+            key="k",
             network=each.candidate.network,
             params=each.candidate.params,
             macs=each.candidate.macs,
@@ -517,9 +541,13 @@ def test_a_page_of_a_search_that_is_not_over():
         budget=Budget(bytes=10**9),
         space=3,
         rows=rows,
-        refused={"a | b": "no <such> operator"},
+        refused={"a network": "no <such> operator"},
         epochs=8,
         seconds={},
     )
-    assert "none of them has been trained" in pages.markdown(found)
+    text, page = pages.markdown(found), pages.to_html(found)
+    for told in ("none of them has been trained", *(each.network.title for each in rows)):
+        assert told in text and told in page
+    assert "no &lt;such&gt; operator" in page and "<such>" not in text.replace("\\<such\\>", "")
+    assert 'id="costs"' in page and 'id="rungs"' not in page, "nothing was trained"
     assert Fit.model_validate_json(found.model_dump_json(by_alias=True)) == found

@@ -166,6 +166,7 @@ TORCH_FREE = [
     "pipeline.templating",
     "pipeline.bundle",
     "pipeline.exporting",
+    "pipeline.fit.fitting",
     "pipeline.verification",
     "pipeline.workshop",
     "runtime",

@@ -231,6 +231,7 @@ def _fit(asked: Asked, dataset: Dataset, found: search.Found, of: int) -> Fit:
     ahead = search.front(found.looked)
     rows = tuple(
         Row(
+            key=each.candidate.key,
             network=each.candidate.network,
             params=each.candidate.params,
             macs=each.candidate.macs,
@@ -267,7 +268,12 @@ def _with_steps(
         row.model_copy(
             update={
                 "steps": tuple(
-                    Step(epochs=each.epochs, val_top1=each.val_top1, seconds=each.seconds)
+                    Step(
+                        key=each.key,
+                        epochs=each.epochs,
+                        val_top1=each.val_top1,
+                        seconds=each.seconds,
+                    )
                     for each in trained
                     if each.network == row.network
                 )

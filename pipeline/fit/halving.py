@@ -36,6 +36,8 @@ class Trained(NamedTuple):
     """One network on one rung."""
 
     network: Network
+    key: str
+    """Of the checkpoint; empty where there is none."""
     epochs: int
     val_top1: float
     """0 where its loss was no number any more."""
@@ -198,5 +200,5 @@ def _train(
         found = config.distill.run(seeded, student, teacher, dataset)
     except DivergedError as error:
         console.print(f"[yellow]{escape(f'{network.title}: {error.message}')}[/]")
-        return Trained(network, epochs, 0.0, 0.0)
-    return Trained(network, epochs, found.history[-1].val_top1, found.seconds)
+        return Trained(network, "", epochs, 0.0, 0.0)
+    return Trained(network, found.key, epochs, found.history[-1].val_top1, found.seconds)

@@ -23,6 +23,8 @@ FILE = "fit.json"
 class Step(Record):
     """A training on one rung."""
 
+    key: str
+    """Of the checkpoint in the store."""
     epochs: int
     val_top1: float
     seconds: float
@@ -31,6 +33,8 @@ class Step(Record):
 class Row(Record):
     """One network that was looked at."""
 
+    key: str
+    """Of what was counted, in the store."""
     network: Network
     params: int
     macs: int
@@ -157,6 +161,15 @@ def _trained(fit: Fit, final: Final) -> Iterator[str]:
         f"{percent(top1)} % (95 % {percent(low)} to {percent(high)}) on {n:,} test images."
     )
     yield from (f"It breaks {each}." for each in broken(fit.budget, shot))
+    if any(row.front for row in fit.rows if row.network == final.network):
+        yield (
+            f"It is on the front: none of the other {len(fit.rows) - 1} networks that were looked "
+            "at is as good in latency, size and capacity together."
+        )
+    for other in final.shots:
+        if other != shot and not other.over:
+            share = percent(final.top1[other.precision][0])
+            yield f"Its {other.precision} file keeps it, too: {other.costs}; top-1 {share} %."
     wanted = fit.budget.accuracy
     if wanted is None:
         return

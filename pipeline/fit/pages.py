@@ -14,6 +14,7 @@ from rich.text import Text
 from benchmarks import printing
 from pipeline.fit import figures
 from pipeline.fit.outcome import FILE, Fit, Row, answer, asked, doubts
+from pipeline.stages.report import escape_markdown
 from pipeline.store import writing
 from pipeline.wording import NONE, megabytes, number, percent
 
@@ -128,7 +129,7 @@ def markdown(fit: Fit) -> str:
     lines = [
         f"# {fit.run}: a student for {fit.phone}",
         "",
-        f"Budget: {asked(fit.budget)}. {fit.data}. {fit.date}.",
+        f"Budget: {asked(fit.budget)}. {escape_markdown(fit.data)}. {fit.date}.",
         "",
         *(f"**{line}**\n" for line in answer(fit)),
         f"| {' | '.join(head)} |",
@@ -136,7 +137,7 @@ def markdown(fit: Fit) -> str:
         *(f"| {' | '.join((*cells(row), *_more(fit, row)))} |" for row in rows(fit)),
         "",
         *(f"- {line}" for line in remarks(fit)),
-        *(f"- {name}: no file: {why}" for name, why in fit.refused.items()),
+        *(f"- {name}: no file: {escape_markdown(why)}" for name, why in fit.refused.items()),
         "",
         "To repeat it, or to go on where it stopped:",
         "",
@@ -167,7 +168,6 @@ def to_html(fit: Fit) -> str:
         fit=fit,
         asked=asked(fit.budget),
         answer=answer(fit),
-        columns=(*COLUMNS, *MORE),
         rows=[(row.network == fit.winner, (*cells(row), *_more(fit, row))) for row in rows(fit)],
         remarks=list(remarks(fit)),
         figures=drawn,

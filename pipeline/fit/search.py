@@ -191,10 +191,11 @@ def _sampler(question: Question) -> optuna.samplers.BaseSampler:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back Optuna's line for each trial, and what it says of `constraints_func`."""
+    """Hold back Optuna's line for each trial, the traceback of one that is interrupted, and what
+    it says of `constraints_func`."""
     optuna = require("optuna", "fit")
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
