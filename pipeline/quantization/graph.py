@@ -62,9 +62,9 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    checkpoint: Checkpoint, write: Callable[[Checkpoint, Path], None] = write_float_graph
+    checkpoint: Checkpoint, write: Callable[[Checkpoint, Path], None] | None = None
 ) -> Prepared:
-    """The float graph of `checkpoint`, which `write` writes, ready for quantization.
+    """The float graph of `checkpoint`, ready for quantization; `write` stands in for its exporter.
 
     Raises `CheckpointError` where a weight is not a number, `ExportError` where the network cannot
     be written as ONNX or has operators that the placement does not know.
@@ -74,7 +74,7 @@ def prepare(
 
     with tempfile.TemporaryDirectory() as scratch, quiet():
         written, folded = Path(scratch, "plain.onnx"), Path(scratch, "folded.onnx")
-        write(checkpoint, written)
+        (write or write_float_graph)(checkpoint, written)
         plain = onnx.load(written)
         check_weights(plain)
         # Folds BatchNorm and constants; symbolic shapes would trip over the free batch size.
