@@ -8,7 +8,7 @@ from benchmarks.operators import CONVERSIONS, families
 from benchmarks.stats import Interval, PairedDifference, paired_difference, unpaired_interval
 from pipeline.summary import ArtifactRow, LatencyRow, ModelRow, Report
 from pipeline.tolerances import TOLERANCES
-from pipeline.wording import condition, number, percent
+from pipeline.wording import condition, number, percent, within
 
 OVERHEAD = 2
 """A profile that sums up to more than so many latencies shows mostly what profiling costs each
@@ -100,12 +100,7 @@ def speed(sure: int, ratio: float, ci95: Interval | None) -> tuple[str, str]:
 
 def medians(a: LatencyRow, b: LatencyRow) -> str:
     """The p50 of B and A with their intervals, as "1.30 (1.28–1.32) against 3.00 (2.96–3.04)"."""
-
-    def told(row: LatencyRow) -> str:
-        ends = row.p50_ci95
-        return number(row.p50_ms) + (f" ({number(ends[0])}–{number(ends[1])})" if ends else "")
-
-    return f"{told(b)} against {told(a)}"
+    return f"{within(b.p50_ms, b.p50_ci95)} against {within(a.p50_ms, a.p50_ci95)}"
 
 
 def share_of_tolerance(report: Report, row: ArtifactRow) -> float | None:

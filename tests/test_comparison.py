@@ -10,9 +10,9 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 from scipy.stats import binomtest
 
-from benchmarks.stats import holm, paired_bootstrap, paired_difference, unpaired_interval
+from benchmarks.stats import BELIEVED, holm, paired_bootstrap, paired_difference, unpaired_interval
 from pipeline import tables
-from pipeline.comparison import build, cells, leaderboard, pages, words
+from pipeline.comparison import build, cells, pages, words
 from pipeline.comparison.build import Comparison, compare
 from pipeline.comparison.facts import Change
 from pipeline.errors import StoreError
@@ -260,11 +260,11 @@ def test_where_one_ships_nothing_the_headline_has_a_stand_in_but_never_the_teach
     claim, evidence = words.headline(pair)
     assert pair.a.ships is None and claim.startswith("onnx int8 of second against that of quick: ")
     assert evidence.startswith(
-        "A stand-in, for quick has no file to ship: the most accurate file that both have. Top-1 "
+        "A stand-in, as quick has no file to ship: the most accurate file that both have. Top-1 "
     )
     claim, evidence = words.headline(compare([of_files(report), other]).pairs[0])
     assert claim.startswith("student (PyTorch) of second against that of quick: ")
-    assert evidence.startswith("A stand-in, for quick has no file to ship: the student. ")
+    assert evidence.startswith("A stand-in, as quick has no file to ship: the student. ")
     teachers = tuple(each for each in other.models if each.role == "teacher")
     bare = of_files(other).model_copy(update={"models": teachers})
     assert words.headline(compare([report, bare]).pairs[0]).claim == (
@@ -281,6 +281,10 @@ def test_runs_of_one_name_are_told_apart_by_their_letters(report, other):
     claims = [words.headline(pair).claim for pair in found.pairs]
     assert claims[0].startswith("onnx int8 of second against that of A: ")
     assert claims[1].startswith("onnx int8 of C against that of A: ")
+    assert "Top-1 of C minus that of A, with" in pages.to_html(found)
+    moved = twin.model_copy(update={"labels": report.labels[::-1], "date": "2026-02-03"})
+    with pytest.raises(StoreError, match="'quick' of 2026-02-03 and 'quick' of 2026-01-02"):
+        compare([report, moved])
 
 
 def test_a_difference_is_claimed_only_where_interval_and_test_agree(report, other):
@@ -588,6 +592,16 @@ def test_markup_in_names_stays_text_everywhere(tmp_path):
         compare([reports[0], moved])
 
 
+def test_plotly_shows_titles_to_the_letter(report, other):
+    odd = "x%{y}<b>"
+    both = [changed(each, "onnx int8", variant=odd) for each in (report, other)]
+    drawn = pages.moved(compare(both).pairs[0])
+    assert drawn is not None
+    hovers = json.loads(str(drawn.to_json()))["data"][0]["hovertext"]
+    assert any("x&#37;{y}&lt;b&gt;" in hover for hover in hovers)
+    assert not any("%{y}" in hover for hover in hovers)
+
+
 def test_a_thousand_classes_leave_the_page_as_small(tmp_path):
     labels = tuple(f"kind {i}" for i in range(1000))
     reports = [
@@ -653,8 +667,8 @@ def test_equally_good_runs_are_seldom_told_from_the_leader():
             for j in range(i + 1, 5)
         }
         adjusted = dict(zip(p, holm(list(p.values())), strict=True))
-        misled += min(adjusted[0, j] for j in range(1, 5)) < leaderboard.BELIEVED
-        naive += min(p[0, j] for j in range(1, 5)) < leaderboard.BELIEVED
+        misled += min(adjusted[0, j] for j in range(1, 5)) < BELIEVED
+        naive += min(p[0, j] for j in range(1, 5)) < BELIEVED
     assert misled <= 0.05 * rounds < naive
 
 

@@ -36,10 +36,10 @@ def headline(pair: Pair) -> Finding:
         f"difference {points_interval(row.top1.ci95)} points, {_tested(row.top1, row, pair)}.",
     ]
     if row.latency.value is not None:
-        within = f" ({ends(row.latency.ci95)})" if row.latency.ci95 else ""
+        around = f" ({ends(row.latency.ci95)})" if row.latency.ci95 else ""
         evidence.append(
             f"p50 {number(row.b.p50_ms)} against {number(row.a.p50_ms)} ms, "
-            f"{times(row.latency)}{within}."
+            f"{times(row.latency)}{around}."
         )
     return Finding(claim, " ".join(evidence))
 
@@ -67,7 +67,7 @@ def _stand_in(pair: Pair, row: RowPair) -> Iterator[str]:
     lacking = f"{enumerated(bare)} {'have' if len(bare) > 1 else 'has'} no file to ship"
     why = lacking if bare else "what they ship cannot be set side by side"
     chosen = "the student" if row.role else "the most accurate file that both have"
-    yield f"A stand-in, for {why}: {chosen}."
+    yield f"A stand-in, as {why}: {chosen}."
 
 
 def _accuracy(change: Change) -> str:
