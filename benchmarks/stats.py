@@ -21,6 +21,8 @@ from scipy.stats import t as student_t
 Interval = tuple[float, float]
 Z95 = NormalDist().inv_cdf(0.975)
 """Half-width of a 95 % interval in standard errors."""
+BELIEVED = 0.05
+"""A p below it is taken for certain."""
 RESAMPLES = 10_000
 """Of a bootstrap."""
 
@@ -113,7 +115,7 @@ def paired_bootstrap(only_a: int, only_b: int, n: int) -> Interval | None:
 def holm(p_values: Sequence[float]) -> list[float]:
     """`p_values`, in their order, adjusted for being several (Holm 1979, Scand. J. Stat. 6:65).
 
-    Where those below 0.05 are believed, the chance that any of them misleads is 5 % at most,
+    Where those below `BELIEVED` are believed, the chance that any of them misleads is 5 % at most,
     however the tests depend on one another. Raises ValueError for what is not in 0..1.
     """
     if any(not 0 <= p <= 1 for p in p_values):
@@ -123,6 +125,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
         adjusted[place] = largest
     return adjusted
+
+
+def side(ci95: Interval) -> int:
+    """The sign that an interval is sure of; 0 where it includes zero."""
+    return int(ci95[0] > 0) - int(ci95[1] < 0)
 
 
 def unpaired_interval(top1_a: float, n_a: int, top1_b: float, n_b: int) -> Interval:

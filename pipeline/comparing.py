@@ -8,7 +8,7 @@ from benchmarks.operators import CONVERSIONS, families
 from benchmarks.stats import Interval, PairedDifference, paired_difference, unpaired_interval
 from pipeline.summary import ArtifactRow, LatencyRow, ModelRow, Report
 from pipeline.tolerances import TOLERANCES
-from pipeline.wording import condition, number, percent
+from pipeline.wording import condition, number, percent, within
 
 OVERHEAD = 2
 """A profile that sums up to more than so many latencies shows mostly what profiling costs each
@@ -16,6 +16,10 @@ operator (some 3 µs): they are that quick, and it cannot tell which is to blame
 AGREEMENT = 0.99
 """Share of test images on which a file should name the student's class; a float file that does not
 is faulty."""
+DRIFT = (0.92, 1.09)
+"""Ratios of p50 within which two runs show no difference in speed: from one run to the next that of
+the very same file was 0.94 to 1.08 times what it was before (README, "Latency, in turn"), which no
+interval from within a run knows of, and few such pairs were seen: hence a little more."""
 AnyRow = ModelRow | ArtifactRow
 
 
@@ -71,36 +75,32 @@ def latency_ratio(a: LatencyRow, b: LatencyRow) -> tuple[float, Interval | None]
     return ratio, (ratio * exp(-half), ratio * exp(half))
 
 
-def faster(a: LatencyRow, b: LatencyRow) -> int:
+def faster(a: LatencyRow, b: LatencyRow, drift: Interval = (1.0, 1.0)) -> int:
     """1 where B is certainly faster than A, -1 where it is slower, 0 where that is uncertain.
 
     The 95 % intervals of the two p50 decide: noise makes them wide. Reports of before there were
-    intervals have the p50 alone.
+    intervals have the p50 alone. Ratios of B to A within `drift` are uncertain: `DRIFT` for two
+    runs.
     """
     if any(row.noisy and row.p50_ci95 is None for row in (a, b)):
         return 0
     (a_low, a_high), (b_low, b_high) = (row.p50_ci95 or (row.p50_ms,) * 2 for row in (a, b))
-    return int(b_high < a_low) - int(a_high < b_low)
+    return int(b_high < drift[0] * a_low) - int(drift[1] * a_high < b_low)
 
 
-def speed(a: LatencyRow, b: LatencyRow) -> tuple[str, str]:
-    """What is certain of B's speed against A's, as verb and claim."""
-    sure, ratio = faster(a, b), a.p50_ms / b.p50_ms
+def speed(sure: int, ratio: float, ci95: Interval | None) -> tuple[str, str]:
+    """What is certain of B's speed against A's, as verb and claim: of `faster`, `latency_ratio`."""
     if sure == 0:
         return "shows", "no certain difference in speed"
     factor = max(ratio, 1 / ratio)
     times = f"{factor:.{1 if factor >= 1.05 else 2}f}×"
-    return ("is", f"{times} as fast") if sure > 0 else ("takes", f"{times} as long")
+    blind = "" if ci95 else " (no interval)"
+    return ("is", f"{times} as fast{blind}") if sure > 0 else ("takes", f"{times} as long{blind}")
 
 
 def medians(a: LatencyRow, b: LatencyRow) -> str:
     """The p50 of B and A with their intervals, as "1.30 (1.28–1.32) against 3.00 (2.96–3.04)"."""
-
-    def told(row: LatencyRow) -> str:
-        ends = row.p50_ci95
-        return number(row.p50_ms) + (f" ({number(ends[0])}–{number(ends[1])})" if ends else "")
-
-    return f"{told(b)} against {told(a)}"
+    return f"{within(b.p50_ms, b.p50_ci95)} against {within(a.p50_ms, a.p50_ci95)}"
 
 
 def share_of_tolerance(report: Report, row: ArtifactRow) -> float | None:

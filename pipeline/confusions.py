@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from benchmarks.stats import PairedDifference, paired_difference
+from benchmarks.stats import BELIEVED, PairedDifference, holm, paired_difference
 from pipeline.records import Record
 
 DENSE = 50
 """Classes up to which the whole matrix is kept."""
 KEPT = 100
 """Confusions that are kept of more classes, the most frequent ones."""
-ALPHA = 0.05
 
 
 class Confused(NamedTuple):
@@ -109,12 +108,8 @@ def by_class(
 def certain(found: Sequence[PairedDifference | None]) -> list[int]:
     """The classes whose difference is no chance, though so many are looked at at a time.
 
-    Holm 1979, Scand. J. Stat. 6:65, over the McNemar p of all of them, at 5 %.
+    `holm` over the McNemar p of all of them.
     """
-    told = sorted((each.mcnemar_p, at) for at, each in enumerate(found) if each is not None)
-    kept = []
-    for rank, (p, at) in enumerate(told):
-        if p > ALPHA / (len(told) - rank):
-            break
-        kept.append(at)
-    return sorted(kept)
+    told = [(at, each.mcnemar_p) for at, each in enumerate(found) if each is not None]
+    adjusted = holm([p for _, p in told])
+    return [at for (at, _), p in zip(told, adjusted, strict=True) if p < BELIEVED]

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from pipeline.gate import Judgement
+from pipeline.templating import escape_markdown
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """Environment variable: the Markdown file that GitHub shows beside a job."""
@@ -47,18 +48,14 @@ def _xml(text: str) -> str:
 def markdown(found: Sequence[Judgement], run: str, against: str) -> str:
     """A table for a pull request or GitHub's summary of a step."""
     verdict = "passes" if all(each.passes for each in found) else "fails"
-    lines = [f"### {_cell(run)} {verdict} against {_cell(against)}", ""]
+    lines = [f"### {escape_markdown(run)} {verdict} against {escape_markdown(against)}", ""]
     lines += ["| File | Rule | | |", "| :-- | :-- | :-- | :-- |"]
     lines += [
-        f"| {_cell(each.file)} | {each.rule} | {'✓' if each.passes else '✗'} {each.state} | "
-        f"{_cell(each.told)} |"
+        f"| {escape_markdown(each.file)} | {each.rule} | {'✓' if each.passes else '✗'} "
+        f"{each.state} | {escape_markdown(each.told)} |"
         for each in found
     ]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def summarize(text: str) -> None:

@@ -85,7 +85,8 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def writing(what: Path) -> Iterator[None]:
-    """Turn a full disk, a quota or a read-only folder into a `StoreError` that says so."""
+    """Turn a full disk, a quota, a read-only folder, or a `what` that cannot be a file into a
+    `StoreError` that says so."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -99,6 +100,11 @@ def writing(what: Path) -> Iterator[None]:
             raise StoreError(
                 f"may not write to {error.filename or what}",
                 remedy="Make the folder writable, or name another one with --store.",
+            ) from error
+        if isinstance(error, OSError) and str(error.filename) == str(what):
+            raise StoreError(
+                f"cannot write {what}: {error.strerror}",
+                remedy="Name another place, in a folder that is there.",
             ) from error
         raise
 

@@ -122,11 +122,10 @@ def key(report: Report) -> list[tuple[str, str, str]]:
 
 def _timed(row: AnyRow) -> str:
     assert row.latency is not None
-    taken, ends = row.latency, row.latency.p50_ci95
-    sure = f" ({wording.number(ends[0])}–{wording.number(ends[1])})" if ends else ""
+    taken = row.latency
     noisy = "<br>the host was too noisy to time it" if taken.noisy else ""
     return (
-        f"{_answers(row)}<br>p50 {wording.number(taken.p50_ms)}{sure} · p90 "
+        f"{_answers(row)}<br>p50 {wording.within(taken.p50_ms, taken.p50_ci95)} · p90 "
         f"{wording.number(taken.p90_ms)} · p99 {wording.number(taken.p99_ms)} ms<br>measured, "
         f"{figures.literal(wording.condition(taken))}<br>{figures.literal(taken.host)}{noisy}"
     )

@@ -5,12 +5,14 @@ Terminal, HTML and Markdown all take them from here, so that nobody reads two ve
 
 from collections.abc import Iterator
 
-from benchmarks.stats import Interval
+from benchmarks.stats import side
 from pipeline import elsewhere, on_device, precision, timings
 from pipeline.comparing import (
     AGREEMENT,
     difference,
+    faster,
     incomparable,
+    latency_ratio,
     medians,
     share_of_tolerance,
     slow,
@@ -87,13 +89,8 @@ def _gain(report: Report) -> Finding:
         _over_seeds(report),
         setting(report),
     )
-    claim = f"Distillation {done[_side(gain.ci95)]}{_of_first_seed(report)}."
+    claim = f"Distillation {done[side(gain.ci95)]}{_of_first_seed(report)}."
     return Finding(claim, " ".join(filter(None, evidence)))
-
-
-def _side(ci95: Interval) -> int:
-    """The sign that an interval is sure of; 0 where it includes zero."""
-    return int(ci95[0] > 0) - int(ci95[1] < 0)
 
 
 def _of_first_seed(report: Report) -> str:
@@ -164,17 +161,16 @@ def _int8(plain: ArtifactRow, int8: ArtifactRow) -> Finding:
     claims, evidence = [], []
     a, b = plain.latency, int8.latency
     if a and b and not incomparable(a, b):
-        claims.append(speed(a, b))
+        claims.append(speed(faster(a, b), *latency_ratio(a, b)))
         evidence.append(f"median {medians(a, b)} ms")
     if plain.bytes and int8.bytes:
         claims.append(("is", f"{plain.bytes / int8.bytes:.1f}× smaller"))
         evidence.append(f"{megabytes(int8.bytes)} against {megabytes(plain.bytes)} MB")
     change = difference(plain, int8, same_images=True)
     if change:
-        certain = not change.ci95[0] <= 0 <= change.ci95[1]
         way = "more" if change.value > 0 else "less"
         amount = f"{abs(100 * change.value):.2f} points {way} accurate"
-        claims.append(("is", amount if certain else "not measurably less accurate"))
+        claims.append(("is", amount if side(change.ci95) else "not measurably less accurate"))
         evidence.append(
             f"top-1 {percent(int8.top1)} against {percent(plain.top1)} %, "
             f"95 % interval of the difference {points_interval(change.ci95)} points"
@@ -207,14 +203,14 @@ def _doubts(report: Report) -> Iterator[str]:
     if n is not None and n < FEW_IMAGES:
         yield f"Only {n:,} test images: every accuracy here is uncertain by several points."
     gain = report.gain
-    if gain and gain.ci95[0] <= 0 <= gain.ci95[1]:
+    if gain and not side(gain.ci95):
         yield (
             f"The difference between student and baseline{_of_first_seed(report)} "
             f"({points_interval(gain.ci95)} points) may be chance: its 95 % interval includes zero."
         )
     over = report.gain_over_seeds
-    if gain and over and _side(gain.ci95) not in (0, _side(over.ci95)):
-        where = "lies on the other side of zero" if _side(over.ci95) else "includes zero"
+    if gain and over and side(gain.ci95) not in (0, side(over.ci95)):
+        where = "lies on the other side of zero" if side(over.ci95) else "includes zero"
         yield (
             f"The difference{_of_first_seed(report)} may be that seed's luck: the 95 % interval of "
             f"the mean over {over.n} seeds ({points_interval(over.ci95)} points) {where}."

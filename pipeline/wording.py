@@ -39,6 +39,11 @@ def percent(fraction: float | None) -> str:
     return NONE if fraction is None else f"{100 * fraction:.2f}"
 
 
+def within(value: float, ci95: Interval | None) -> str:
+    """A number with its interval, where it has one, as "1.30 (1.28–1.32)"."""
+    return number(value) + (f" ({number(ci95[0])}–{number(ci95[1])})" if ci95 else "")
+
+
 def points(difference: float) -> str:
     """A difference of shares in percentage points, signed."""
     text = f"{100 * difference:+.2f}"

@@ -10,9 +10,9 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 from scipy.stats import binomtest
 
-from benchmarks.stats import holm, paired_bootstrap, paired_difference, unpaired_interval
+from benchmarks.stats import BELIEVED, holm, paired_bootstrap, paired_difference, unpaired_interval
 from pipeline import tables
-from pipeline.comparison import build, cells, leaderboard, pages, words
+from pipeline.comparison import build, cells, pages, words
 from pipeline.comparison.build import Comparison, compare
 from pipeline.comparison.facts import Change
 from pipeline.errors import StoreError
@@ -121,13 +121,16 @@ def test_json_has_the_golden_shape(report, other):
     assert set(body) == {"schema", "across_hosts", "pairs", "leaderboard"}
     assert body["schema"] == 1 and body["leaderboard"] == []
     (pair,) = body["pairs"]
-    assert set(pair) == {"a", "b", "same_images", "rows", "only_a", "only_b", "differs"}
+    names = {"a", "b", "same_images", "rows", "only_a", "only_b", "differs", "shipped"}
+    assert set(pair) == names
     assert [each["title"] for each in pair["rows"]] == [each.title for each in report.rows]
     int8 = pair["rows"][4]
     assert set(int8) == {
-        *("title", "same_file", "a", "b", "top1", "latency", "load", "memory", "size"),
-        *("apart", "runtimes"),
+        *("title", "role", "same_file", "a", "b", "top1", "latency", "faster", "load", "memory"),
+        *("size", "apart", "runtimes"),
     }
+    assert pair["shipped"] == int8 and int8["role"] is None
+    assert [each["role"] for each in pair["rows"][:3]] == ["teacher", "baseline", "student"]
     assert set(int8["top1"]) == {
         *("difference", "ci95", "paired", "mcnemar_p", "only_a", "only_b", "bootstrap_ci95"),
     }
@@ -150,7 +153,7 @@ def test_ratios_of_p50_have_the_interval_of_both(report, other):
     assert row(found, "onnx fp32").latency.ci95 == pytest.approx((0.9522, 1.0502), abs=5e-4)
     assert row(found, "onnx int8").latency.ci95 is None
     for text in renderings(found):
-        assert "0.95–1.05" in text and "takes files in turn" in text
+        assert "0.95–1.05" in text and "time files in turn" in text
         assert "Where a p50 has no interval of its own, its ratio has none." in text
 
 
@@ -178,7 +181,7 @@ def test_the_answer_speaks_of_the_file_to_ship(report, other):
     assert re.match(
         r"onnx int8 of second against that of quick: 2\.\d\d points more accurate", claim
     )
-    assert claim.endswith("no certain difference in time, 0.75× the size.")
+    assert claim.endswith("no certain difference in speed, 0.75× the size.")
     assert "paired over 1,200 test images" in evidence and "(McNemar p < 0.0001)" in evidence
     same = compare([report, changed(report, "onnx int8", load_ms=13.0)])
     assert "are the same file, byte for byte." in words.headline(same.pairs[0]).claim
@@ -187,9 +190,106 @@ def test_the_answer_speaks_of_the_file_to_ship(report, other):
     assert "no certain difference in accuracy" in claim and claim.endswith("the same size.")
 
 
+def of_speed(report: Report, other: Report, p50: float, share: float | None) -> str:
+    """The headline where the shipped file takes 1.3 ms, and that of `other` `p50`, each within a
+    factor of `share`."""
+
+    def timed(found, ms):
+        ends = share and (ms / share, ms * share)
+        return changed(found, "onnx int8", latency={"p50_ms": ms, "p50_ci95": ends})
+
+    return words.headline(compare([timed(report, 1.3), timed(other, p50)]).pairs[0]).claim
+
+
+def test_a_drift_of_the_host_is_no_difference_in_speed(report, other):
+    """Two runs timed the same file 0.94 to 1.08 times apart, however narrow their intervals."""
+    for ratio in (0.94, 1.05, 1.08):
+        claim = of_speed(report, other, 1.3 * ratio, 1.001)
+        assert "accurate, no certain difference in speed, " in claim
+        assert claim.split(", ")[1] == of_speed(report, other, 1.3 * ratio, None).split(", ")[1]
+    assert "accurate, takes 1.2× as long, 0.75×" in of_speed(report, other, 1.56, 1.02)
+    assert "accurate, 1.5× as fast, 0.75×" in of_speed(report, other, 1.3 / 1.5, 1.02)
+    # its interval reaches into the drift
+    assert "no certain difference in speed" in of_speed(report, other, 1.56, 1.08)
+    for text in renderings(compare([report, other])):
+        assert "from 0.92 to 1.09 is taken for no difference" in text and "in_turn = true" in text
+
+
+def test_without_intervals_four_times_as_long_is_told_and_that_there_are_none(report, other):
+    assert "takes 4.0× as long (no interval), " in of_speed(report, other, 5.2, None)
+    assert "accurate, 4.0× as fast (no interval), " in of_speed(report, other, 1.3 / 4, None)
+
+
+def of_files(report: Report, *titles: str) -> Report:
+    """`report` with those of its files alone."""
+    kept = tuple(each for each in report.artifacts if each.title in titles)
+    return report.model_copy(update={"artifacts": kept})
+
+
+def test_files_to_ship_of_different_kinds_are_set_side_by_side(report, other):
+    one, two = of_files(report, "onnx fp32"), of_files(other, "onnx int8")
+    pair = compare([one, two]).pairs[0]
+    assert (pair.a.ships, pair.b.ships) == ("onnx fp32", "onnx int8") and pair.lead is pair.shipped
+    claim, evidence = words.headline(pair)
+    assert claim.startswith(
+        "onnx int8 of second against onnx fp32 of quick, the files that they ship, of different "
+        "kinds: "
+    )
+    a, b = one.artifacts[0].correctness(), two.artifacts[0].correctness()
+    assert a is not None and b is not None
+    expected = paired_difference(a, b)
+    top1 = pair.shipped and pair.shipped.top1
+    assert top1 and top1.ci95 == expected.ci95 and top1.only_b == expected.only_b
+    assert "takes" not in claim and "2.3× as fast (no interval)" in claim
+    assert "p50 1.30 against 3.00 ms" in evidence
+    for text in renderings(compare([one, two])):
+        assert "teacher (PyTorch) of" not in text and "of different kinds" in text
+    noisy = changed(two, "onnx int8", latency={"noisy": "busy"})
+    assert words.doubts(compare([one, noisy])) == ["The host was too noisy to time onnx int8 of B."]
+    elsewhere = changed(two, "onnx int8", latency={"host": ELSEWHERE})
+    (doubt,) = words.doubts(compare([one, elsewhere]))
+    assert doubt.endswith("(onnx int8 against onnx fp32).")
+
+
+def test_where_one_ships_nothing_the_headline_has_a_stand_in_but_never_the_teacher(report, other):
+    unlike = report.artifacts[1].parity.model_copy(update={"max_abs_diff": None})
+    faulty = report
+    for title in ("onnx fp32", "onnx int8"):
+        faulty = changed(faulty, title, parity=unlike)
+    pair = compare([faulty, other]).pairs[0]
+    claim, evidence = words.headline(pair)
+    assert pair.a.ships is None and claim.startswith("onnx int8 of second against that of quick: ")
+    assert evidence.startswith(
+        "A stand-in, as quick has no file to ship: the most accurate file that both have. Top-1 "
+    )
+    claim, evidence = words.headline(compare([of_files(report), other]).pairs[0])
+    assert claim.startswith("student (PyTorch) of second against that of quick: ")
+    assert evidence.startswith("A stand-in, as quick has no file to ship: the student. ")
+    teachers = tuple(each for each in other.models if each.role == "teacher")
+    bare = of_files(other).model_copy(update={"models": teachers})
+    assert words.headline(compare([report, bare]).pairs[0]).claim == (
+        "quick and second have no file or student whose accuracy both measured."
+    )
+
+
+def test_runs_of_one_name_are_told_apart_by_their_letters(report, other):
+    twin = other.model_copy(update={"run": "quick"})
+    assert words.headline(compare([report, twin]).pairs[0]).claim.startswith(
+        "onnx int8 of B against that of A: "
+    )
+    found = compare([report, other, twin])
+    claims = [words.headline(pair).claim for pair in found.pairs]
+    assert claims[0].startswith("onnx int8 of second against that of A: ")
+    assert claims[1].startswith("onnx int8 of C against that of A: ")
+    assert "Top-1 of C minus that of A, with" in pages.to_html(found)
+    moved = twin.model_copy(update={"labels": report.labels[::-1], "date": "2026-02-03"})
+    with pytest.raises(StoreError, match="'quick' of 2026-02-03 and 'quick' of 2026-01-02"):
+        compare([report, moved])
+
+
 def test_a_difference_is_claimed_only_where_interval_and_test_agree(report, other):
     found = change_of(compare([report, other]), "student (PyTorch)")
-    assert words.certain(found)
+    assert found.certain
     # 35 against 20 of 10,000: the interval leaves zero out, and the exact test gives 0.058
     a, b = np.ones(10_000, dtype=bool), np.ones(10_000, dtype=bool)
     a[:35], b[35:55] = False, False
@@ -197,8 +297,8 @@ def test_a_difference_is_claimed_only_where_interval_and_test_agree(report, othe
     assert test.ci95[0] > 0 and test.mcnemar_p == pytest.approx(binomtest(20, 55).pvalue)
     assert test.mcnemar_p > 0.05
     doubtful = found.model_copy(update={"ci95": test.ci95, "mcnemar_p": test.mcnemar_p})
-    assert not words.certain(doubtful)
-    assert not words.certain(found.model_copy(update={"ci95": (-0.01, 0.05)}))
+    assert not doubtful.certain
+    assert not found.model_copy(update={"ci95": (-0.01, 0.05)}).certain
 
 
 # ---- what is doubtful or refused ----
@@ -367,7 +467,7 @@ def test_runs_without_any_common_row_are_told_apart(report, tmp_path):
     run.add_artifact("ort", "fp32", 10, run.measured("a", run.logits(9), 3.0))
     found = compare([report, run.report(run="bare")])
     for text in renderings(found):
-        assert "bare has no file or network whose accuracy both were measured for." in text
+        assert "ort fp32 of bare against onnx int8 of quick, the files that they ship" in text
         assert "Only in B: ort fp32." in text
 
 
@@ -492,6 +592,16 @@ def test_markup_in_names_stays_text_everywhere(tmp_path):
         compare([reports[0], moved])
 
 
+def test_plotly_shows_titles_to_the_letter(report, other):
+    odd = "x%{y}<b>"
+    both = [changed(each, "onnx int8", variant=odd) for each in (report, other)]
+    drawn = pages.moved(compare(both).pairs[0])
+    assert drawn is not None
+    hovers = json.loads(str(drawn.to_json()))["data"][0]["hovertext"]
+    assert any("x&#37;{y}&lt;b&gt;" in hover for hover in hovers)
+    assert not any("%{y}" in hover for hover in hovers)
+
+
 def test_a_thousand_classes_leave_the_page_as_small(tmp_path):
     labels = tuple(f"kind {i}" for i in range(1000))
     reports = [
@@ -557,19 +667,27 @@ def test_equally_good_runs_are_seldom_told_from_the_leader():
             for j in range(i + 1, 5)
         }
         adjusted = dict(zip(p, holm(list(p.values())), strict=True))
-        misled += min(adjusted[0, j] for j in range(1, 5)) < leaderboard.BELIEVED
-        naive += min(p[0, j] for j in range(1, 5)) < leaderboard.BELIEVED
+        misled += min(adjusted[0, j] for j in range(1, 5)) < BELIEVED
+        naive += min(p[0, j] for j in range(1, 5)) < BELIEVED
     assert misled <= 0.05 * rounds < naive
 
 
 def test_runs_that_cannot_be_paired_are_marked_and_said(report, other):
     dataset = other.dataset.model_copy(update={"test_digest": "another"})
     loose = other.model_copy(update={"dataset": dataset})
-    found = compare([report, loose, report.model_copy(update={"run": "third"})])
+    third = of_wrong(report, "third", answers(1200, slice(0, 90)))
+    found = compare([report, loose, third])
     first, *rest = found.leaderboard
-    assert first.run.run == "second" and not any(place.certain for place in rest)
-    assert all(place.holm_p is None for place in rest)
-    assert any("Not paired with B: A and C" in note for note in cells.board_notes(found))
+    assert first.run.run == "second" and all(place.holm_p is None for place in rest)
+    # Newcombe's interval of the 2.5 points to quick ends below zero, that of the 1.3 to third not
+    assert [(place.run.run, place.certain) for place in rest] == [("third", False), ("quick", True)]
+    for place in rest:
+        assert place.behind and place.behind.ci95 == unpaired_interval(
+            first.top1 or 0, 1200, place.top1 or 0, 1200
+        )
+    assert [each.run[-1] for each in cells.places(found)[1:]] == [cells.MARK, "k"]
+    assert any("Not paired with B: C and A" in note for note in cells.board_notes(found))
+    assert any("their difference (Newcombe’s" in note for note in cells.board_notes(found))
 
 
 def test_latencies_of_other_hosts_are_left_out_of_the_leaderboards_column(tmp_path, report, other):
@@ -588,6 +706,26 @@ def test_a_run_without_a_measured_file_comes_last_with_its_reason(report, other,
     last = found.leaderboard[-1]
     assert last.run.run == "bare" and last.file is None
     assert "A: it has no file that was measured." in cells.board_notes(found)
+
+
+def test_a_run_whose_measured_files_are_all_faulty_is_said_so(report, other):
+    fields = {"max_abs_diff": None}
+    faulty = report.model_copy(update={"run": "faulty"})
+    for each in report.artifacts:
+        if each.parity:
+            faulty = changed(faulty, each.title, parity=each.parity.model_copy(update=fields))
+    found = compare([faulty, report, other])
+    assert "A: it has no file that may be shipped (its report says why)." in cells.board_notes(
+        found
+    )
+
+
+def test_a_page_that_cannot_be_written_is_said_so(report, other, tmp_path):
+    found, nowhere = compare([report, other]), tmp_path / "none" / "x.html"
+    for page in (nowhere, tmp_path):
+        with pytest.raises(StoreError, match="cannot write") as caught:
+            pages.write(found, None, None, page)
+        assert str(page) in caught.value.message and "folder that is there" in caught.value.remedy
 
 
 def test_the_leaderboard_ships_what_the_list_of_runs_shows(report, other, tmp_path):

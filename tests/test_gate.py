@@ -303,7 +303,7 @@ def test_what_ci_reads(tmp_path):
     assert counts == {"tests": "2", "failures": "1", "skipped": "1", "errors": "0"}
     assert [case.get("name") for case in suite] == ["size", "latency"]
     text = judgements.markdown(found, "new <b>", "old")
-    assert "new &lt;b> fails against old" in text and "&lt;busy> host \\| really" in text
+    assert r"new \<b\> fails against old" in text and r"\<busy\> host \| really" in text
 
 
 def test_the_command_exits_1_where_a_rule_fails(tmp_path):

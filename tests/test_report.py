@@ -221,7 +221,7 @@ def test_the_answer_comes_first(page):
     assert "tensorrt int8: needs a GPU to build." in text
     assert "Distillation gained 2.50 points of top-1." in text
     assert "91.67 % against 89.17 % for the same network trained alone" in text
-    assert "Against fp32, onnx int8 is 2.3× as fast, 3.7× smaller and" in text
+    assert "Against fp32, onnx int8 is 2.3× as fast (no interval), 3.7× smaller and" in text
 
 
 def test_both_pages_set_the_gain_beside_student_teacher_and_seeds(tmp_path):

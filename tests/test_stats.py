@@ -12,6 +12,7 @@ from benchmarks.stats import (
     paired_difference,
     percentiles,
     ratio,
+    side,
     unpaired_interval,
     wilson,
 )
@@ -158,6 +159,11 @@ def test_holm_of_none_of_one_and_of_no_probability():
     assert holm([0.04, 0.03]) == pytest.approx([0.06, 0.06])
     with pytest.raises(ValueError, match="probabilities"):
         holm([0.1, float("nan")])
+
+
+def test_an_interval_is_sure_of_a_sign_only_without_zero():
+    assert [side(each) for each in ((0.1, 0.2), (-0.2, -0.1))] == [1, -1]
+    assert [side(each) for each in ((-0.1, 0.2), (0.0, 0.2), (-0.2, 0.0), (0.0, 0.0))] == [0] * 4
 
 
 def test_paired_is_narrower_than_unpaired_when_both_agree_mostly():

@@ -64,21 +64,28 @@ def check(reports: Sequence[Report]) -> None:
                 "Name different runs; `show` without a name lists them.",
             )
         if report.labels != reports[0].labels:
+            alike = report.run == reports[0].run
+            one, two = (
+                f"'{each.run}'{f' of {each.date}' if alike else ''}"
+                for each in (reports[0], report)
+            )
             raise StoreError(
-                f"'{report.run}' and '{reports[0].run}' do not name the same classes: "
-                f"{_labels_apart(reports[0], report)}",
+                f"{two} and {one} do not name the same classes: "
+                f"{_labels_apart((one, reports[0]), (two, report))}",
                 "Only runs with the same labels in the same order can be compared.",
             )
 
 
-def _labels_apart(a: Report, b: Report) -> str:
+def _labels_apart(one: tuple[str, Report], two: tuple[str, Report]) -> str:
+    """How the labels of two reports, each with its name, differ."""
+    a, b = one[1], two[1]
     left, right = dict.fromkeys(a.labels), dict.fromkeys(b.labels)
     gone = [label for label in left if label not in right]
     new = [label for label in right if label not in left]
     if gone or new:
         told = [
-            f"only '{report.run}' ({report.dataset.source}) has {_few(labels)}"
-            for report, labels in ((a, gone), (b, new))
+            f"only {name} ({report.dataset.source}) has {_few(labels)}"
+            for (name, report), labels in ((one, gone), (two, new))
             if labels
         ]
         return "; ".join(told)

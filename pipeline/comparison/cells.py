@@ -23,7 +23,8 @@ MARK = "≈"
 MARKED = (
     f"{MARK} marks a run that is not certainly less accurate than the first: McNemar’s exact test "
     "over the same test images, adjusted by Holm’s method for all pairs of runs, gives p of 0.05 "
-    "or more, or the two cannot be paired."
+    "or more; where the two cannot be paired, the 95 % interval of their difference (Newcombe’s, "
+    "of that pair alone) includes zero."
 )
 
 

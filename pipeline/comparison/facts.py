@@ -1,10 +1,11 @@
 """What is so of two runs: B against A, row by row, with what may not be compared and why."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.stats import Interval, paired_bootstrap
-from pipeline.comparing import AnyRow, difference, incomparable, latency_ratio
+from benchmarks.stats import BELIEVED, Interval, paired_bootstrap, side
+from pipeline.comparing import DRIFT, AnyRow, difference, faster, incomparable, latency_ratio
 from pipeline.recommending import to_ship
 from pipeline.records import Record
 from pipeline.summary import ModelRow, Report
@@ -17,6 +18,8 @@ class Run(Record):
     letter: str
     """"A" is what the others are held against."""
     run: str
+    called: str
+    """Its name, or its letter where another run has the same name."""
     date: str
     source: str
     """Image set."""
@@ -64,6 +67,12 @@ class Change(Record):
     bootstrap_ci95: Interval | None = None
     """`stats.paired_bootstrap`; None also where the two never disagree."""
 
+    @property
+    def certain(self) -> bool:
+        """Whether the interval, and where there is one the test, say that there is a difference."""
+        chance = self.mcnemar_p is not None and self.mcnemar_p >= BELIEVED
+        return side(self.ci95) != 0 and not chance
+
 
 class Ratio(Record):
     """A figure of B over that of A, or why there is none."""
@@ -76,9 +85,11 @@ class Ratio(Record):
 
 
 class RowPair(Record):
-    """A network or file that both runs have."""
+    """A network or file of B against one of A: mostly what both runs have."""
 
     title: str
+    role: str | None
+    """Of a network; None of a file."""
     same_file: bool
     """Whether the two files are equal, byte for byte."""
     a: Side
@@ -86,6 +97,9 @@ class RowPair(Record):
     top1: Change | None
     latency: Ratio
     """Of p50."""
+    faster: int | None
+    """1 where B's p50 is certainly lower, -1 where it is higher, 0 where that is uncertain
+    (`comparing.DRIFT`); None where the two are not compared."""
     load: Ratio
     memory: Ratio
     """Of the peak of a fresh process."""
@@ -116,20 +130,33 @@ class Pair(Record):
     """Titles of what A alone has."""
     only_b: tuple[str, ...]
     differs: tuple[Setting, ...]
+    shipped: RowPair | None
+    """The file that B ships against the one that A ships; None where one ships none."""
 
     @property
     def lead(self) -> RowPair | None:
-        """The row to speak of: the file that B ships, else the first with two accuracies."""
+        """The row to speak of: what both ship, else the most accurate file that both have, else
+        the student. Never the teacher: nobody ships it."""
+        if self.shipped and self.shipped.top1:
+            return self.shipped
         rows = [row for row in self.rows if row.top1]
-        return next((row for row in rows if row.title == self.b.ships), rows[0] if rows else None)
+        files = [row for row in rows if row.role is None]
+        if files:
+            return max(files, key=lambda row: row.b.top1 or 0)
+        return next((row for row in rows if row.role == "student"), None)
 
 
 def named(reports: Sequence[Report]) -> list[Run]:
     """The runs by letters: A, B, ... Z, A2, B2, ..."""
+    letters = [
+        chr(ord("A") + i % 26) + (str(i // 26 + 1) if i >= 26 else "") for i in range(len(reports))
+    ]
+    times = Counter(report.run for report in reports)
     return [
         Run(
-            letter=chr(ord("A") + i % 26) + (str(i // 26 + 1) if i >= 26 else ""),
+            letter=letter,
             run=report.run,
+            called=report.run if times[report.run] == 1 else letter,
             date=report.date,
             source=report.dataset.source,
             classes=len(report.labels),
@@ -139,7 +166,7 @@ def named(reports: Sequence[Report]) -> list[Run]:
             student=setting(report),
             ships=row.title if (row := to_ship(report)) else None,
         )
-        for i, report in enumerate(reports)
+        for letter, report in zip(letters, reports, strict=True)
     ]
 
 
@@ -153,16 +180,20 @@ def pair(a: Report, b: Report, run_a: Run, run_b: Run, *, across_hosts: bool) ->
     right = {_identity(row): row for row in b.rows}
     same = a.dataset.test_digest == b.dataset.test_digest
     common = [(row, right[which]) for which, row in left.items() if which in right]
+
+    def of(old: AnyRow, new: AnyRow) -> RowPair:
+        return _rows(a, b, old, new, same_images=same, across_hosts=across_hosts)
+
+    old, new = to_ship(a), to_ship(b)
     return Pair(
         a=run_a,
         b=run_b,
         same_images=same,
-        rows=tuple(
-            _rows(a, b, *rows, same_images=same, across_hosts=across_hosts) for rows in common
-        ),
+        rows=tuple(of(*rows) for rows in common),
         only_a=tuple(row.title for which, row in left.items() if which not in right),
         only_b=tuple(row.title for which, row in right.items() if which not in left),
         differs=tuple(_differs(a, b)),
+        shipped=of(old, new) if old and new else None,
     )
 
 
@@ -179,16 +210,20 @@ def _rows(
     refused = None if across_hosts else apart
     x, y = _side(old), _side(new)
     times = _ratio(x, y, "p50_ms", refused)
+    quicker = None
     if times.value and old.latency and new.latency:
         times = times.model_copy(update={"ci95": latency_ratio(old.latency, new.latency)[1]})
+        quicker = faster(old.latency, new.latency, DRIFT)
     sums = {getattr(row, "sha256", None) for row in (old, new)}
     return RowPair(
-        title=old.title,
+        title=old.title if _identity(old) == _identity(new) else f"{new.title} against {old.title}",
+        role=old.role if isinstance(old, ModelRow) else None,
         same_file=len(sums) == 1 and None not in sums,
         a=x,
         b=y,
         top1=change(old, new, same_images=same_images),
         latency=times,
+        faster=quicker,
         load=_ratio(x, y, "load_ms", refused),
         memory=_ratio(x, y, "peak_rss_bytes", None if across_hosts else apart or runtimes),
         size=_ratio(x, y, "bytes"),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import combinations
 
-from benchmarks.stats import Interval, holm
+from benchmarks.stats import BELIEVED, Interval, holm
 from pipeline.comparing import difference, incomparable
 from pipeline.comparison.facts import Change, Run, change
 from pipeline.records import Record
@@ -11,8 +11,6 @@ from pipeline.summary import ArtifactRow, LatencyRow, Report
 
 Entry = tuple[Run, Report, ArtifactRow | None]
 """A run with its file to ship; None where it has none."""
-BELIEVED = 0.05
-"""A p below it is taken for certain."""
 
 
 class Place(Record):
@@ -30,7 +28,9 @@ class Place(Record):
     holm_p: float | None = None
     """McNemar's p of that, adjusted for all pairs of runs; None where it is not paired."""
     certain: bool
-    """Whether that is below 0.05: it is certainly less accurate than the leader."""
+    """Whether it is certainly less accurate than the leader: that p is below `BELIEVED`, or, where
+    it is not paired, the 95 % interval of the difference (Newcombe's, of this pair alone) is below
+    zero."""
     why: str | None = None
     """Why a figure is missing."""
 
@@ -77,7 +77,7 @@ def _adjusted(entries: Sequence[Entry]) -> dict[tuple[int, int], float]:
 
 def _place(leader: Entry, entry: Entry, p: float | None, usual: LatencyRow | None) -> Place:
     """`usual`: what latencies must be comparable with, to stand in one column; None: all are."""
-    run, _, row = entry
+    run, report, row = entry
     moved = None
     if entry is not leader and leader[2] and row:
         moved = change(leader[2], row, same_images=_same_images(leader, entry))
@@ -93,13 +93,15 @@ def _place(leader: Entry, entry: Entry, p: float | None, usual: LatencyRow | Non
         bytes=row and row.bytes,
         behind=moved,
         holm_p=p,
-        certain=p is not None and p < BELIEVED,
-        why=f"its p50 is left out, {refused}" if refused else _lacking(row),
+        certain=p < BELIEVED if p is not None else moved is not None and moved.certain,
+        why=f"its p50 is left out, {refused}" if refused else _lacking(report, row),
     )
 
 
-def _lacking(row: ArtifactRow | None) -> str | None:
+def _lacking(report: Report, row: ArtifactRow | None) -> str | None:
     """Why accuracy or latency is missing."""
     if row is None:
-        return "it has no file that was measured"
+        measured = any(each.top1 is not None for each in report.artifacts)
+        why = "may be shipped (its report says why)" if measured else "was measured"
+        return f"it has no file that {why}"
     return None if row.latency and row.top1 is not None else row.skipped or "not measured"

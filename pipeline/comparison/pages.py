@@ -1,6 +1,5 @@
 """A comparison as Markdown for a pull request, and as one HTML page that works offline."""
 
-import html
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from pipeline import templating
 from pipeline.comparison import cells, words
 from pipeline.comparison.build import Comparison
 from pipeline.comparison.facts import Change, Pair
-from pipeline.figures import BLUE, GREY, ORANGE, name_rows, style
+from pipeline.figures import BLUE, GREY, ORANGE, literal, name_rows, style
 from pipeline.store import writing
 from pipeline.wording import points, points_interval
 
@@ -67,13 +66,13 @@ def moved(pair: Pair) -> go.Figure | None:
 
 
 def _color(change: Change) -> str:
-    if not words.certain(change):
+    if not change.certain:
         return GREY
     return BLUE if change.difference > 0 else ORANGE
 
 
 def _told(title: str, change: Change) -> str:
     return (
-        f"<b>{html.escape(title)}</b><br>{points(change.difference)} points "
+        f"<b>{literal(title)}</b><br>{points(change.difference)} points "
         f"({points_interval(change.ci95)})"
     )

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.stats import RESAMPLES
+from pipeline.comparing import DRIFT, speed
 from pipeline.comparison.build import Comparison
 from pipeline.comparison.cells import ends, times
-from pipeline.comparison.facts import Change, Pair, Ratio, RowPair, Run
-from pipeline.comparison.leaderboard import BELIEVED
+from pipeline.comparison.facts import Change, Pair, Ratio, RowPair, Run, Side
 from pipeline.verdict import FEW_IMAGES
 from pipeline.wording import Finding, enumerated, number, percent, points_interval, probability
 
@@ -20,46 +20,68 @@ def title(found: Comparison) -> str:
 
 
 def headline(pair: Pair) -> Finding:
-    """The file to ship of B against that of A, in a sentence, and what shows it."""
+    """The file to ship of B against that of A, or what stands in for them, in a sentence, and what
+    shows it."""
     row, a, b = pair.lead, pair.a, pair.b
     if row is None or row.top1 is None:
-        return Finding(f"{b.run} has no file or network whose accuracy both were measured for.", "")
-    claims = [_accuracy(row.top1), _speed(row.latency), _size(row.size)]
-    claim = f"{row.title} of {b.run} against that of {a.run}: {', '.join(filter(None, claims))}."
-    if row.same_file:
-        claim = f"{row.title} of {b.run} and of {a.run} are the same file, byte for byte."
+        told = f"{a.called} and {b.called} have no file or student whose accuracy both measured."
+        return Finding(told, "")
+    claims = [_accuracy(row.top1), _speed(row), _size(row.size)]
+    claim = f"{_subject(pair, row)}: {', '.join(filter(None, claims))}."
+    if row.same_file and not _mixed(pair, row):
+        claim = f"{row.title} of {b.called} and of {a.called} are the same file, byte for byte."
     evidence = [
+        *_stand_in(pair, row),
         f"Top-1 {percent(row.b.top1)} against {percent(row.a.top1)} %, 95 % interval of the "
-        f"difference {points_interval(row.top1.ci95)} points, {_tested(row.top1, row, pair)}."
+        f"difference {points_interval(row.top1.ci95)} points, {_tested(row.top1, row, pair)}.",
     ]
     if row.latency.value is not None:
-        within = f" ({ends(row.latency.ci95)})" if row.latency.ci95 else ""
+        around = f" ({ends(row.latency.ci95)})" if row.latency.ci95 else ""
         evidence.append(
             f"p50 {number(row.b.p50_ms)} against {number(row.a.p50_ms)} ms, "
-            f"{times(row.latency)}{within}."
+            f"{times(row.latency)}{around}."
         )
     return Finding(claim, " ".join(evidence))
 
 
-def certain(change: Change) -> bool:
-    """Whether the interval, and where there is one the test, say that there is a difference."""
-    chance = change.mcnemar_p is not None and change.mcnemar_p >= BELIEVED
-    return not (change.ci95[0] <= 0 <= change.ci95[1] or chance)
+def _mixed(pair: Pair, row: RowPair) -> bool:
+    """Whether `row` sets files of different kinds side by side."""
+    return row is pair.shipped and pair.a.ships != pair.b.ships
+
+
+def _subject(pair: Pair, row: RowPair) -> str:
+    a, b = pair.a, pair.b
+    if _mixed(pair, row):
+        return (
+            f"{b.ships} of {b.called} against {a.ships} of {a.called}, "
+            "the files that they ship, of different kinds"
+        )
+    return f"{row.title} of {b.called} against that of {a.called}"
+
+
+def _stand_in(pair: Pair, row: RowPair) -> Iterator[str]:
+    """That `row` is not of the files to ship, and why."""
+    if row is pair.shipped:
+        return
+    bare = [run.called for run in (pair.a, pair.b) if run.ships is None]
+    lacking = f"{enumerated(bare)} {'have' if len(bare) > 1 else 'has'} no file to ship"
+    why = lacking if bare else "what they ship cannot be set side by side"
+    chosen = "the student" if row.role else "the most accurate file that both have"
+    yield f"A stand-in, as {why}: {chosen}."
 
 
 def _accuracy(change: Change) -> str:
-    if not certain(change):
+    if not change.certain:
         return "no certain difference in accuracy"
     way = "more" if change.difference > 0 else "less"
     return f"{abs(100 * change.difference):.2f} points {way} accurate"
 
 
-def _speed(ratio: Ratio) -> str:
-    if ratio.value is None:
+def _speed(row: RowPair) -> str:
+    if row.faster is None or row.latency.value is None:
         return ""
-    if ratio.ci95 is None or ratio.ci95[0] <= 1 <= ratio.ci95[1]:
-        return "no certain difference in time"
-    return f"{times(ratio)} the time"
+    verb, claim = speed(row.faster, row.latency.value, row.latency.ci95)
+    return f"takes {claim}" if verb == "takes" else claim
 
 
 def _size(ratio: Ratio) -> str:
@@ -85,15 +107,28 @@ def doubts(found: Comparison) -> list[str]:
     """What a reader must know before believing the figures."""
     told = [line for pair in found.pairs for line in _doubts(pair, found.across_hosts)]
     noisy = dict.fromkeys(
-        f"{row.title} of {run.letter}"
+        f"{title} of {run.letter}"
         for pair in found.pairs
-        for row in pair.rows
-        for run, side in ((pair.a, row.a), (pair.b, row.b))
+        for run, title, side in _sides(pair)
         if side.noisy
     )
     if noisy:
         told.append(f"The host was too noisy to time {enumerated(list(noisy))}.")
     return told
+
+
+def _rows(pair: Pair) -> list[RowPair]:
+    """What both have, and what they ship where that is of different kinds."""
+    other = pair.shipped
+    return [*pair.rows, *([other] if other and _mixed(pair, other) else [])]
+
+
+def _sides(pair: Pair) -> Iterator[tuple[Run, str | None, Side]]:
+    """Run, title and figures of each of them."""
+    for row in _rows(pair):
+        mixed = _mixed(pair, row)
+        yield pair.a, pair.a.ships if mixed else row.title, row.a
+        yield pair.b, pair.b.ships if mixed else row.title, row.b
 
 
 def _doubts(pair: Pair, across_hosts: bool) -> Iterator[str]:
@@ -107,7 +142,7 @@ def _doubts(pair: Pair, across_hosts: bool) -> Iterator[str]:
     if (a.size, a.channels) != (b.size, b.channels):
         yield f"{names} take different images: {_taken(a)} and {_taken(b)}."
     yield from _refusals(pair, names, across_hosts)
-    counts = [side.n for row in pair.rows for side in (row.a, row.b) if side.n]
+    counts = [side.n for row in _rows(pair) for side in (row.a, row.b) if side.n]
     if counts and min(counts) < FEW_IMAGES:
         few = _images(min(counts))
         yield f"Only {few}: every accuracy of {names} is uncertain by several points."
@@ -127,8 +162,9 @@ def _taken(run: Run) -> str:
 
 def _refusals(pair: Pair, names: str, across_hosts: bool) -> Iterator[str]:
     """What is not compared, or is all the same as --across-hosts asks."""
-    held = [row for row in pair.rows if _both(row.memory)]
-    timed = [row for row in pair.rows if row in held or _both(row.latency) or _both(row.load)]
+    rows = _rows(pair)
+    held = [row for row in rows if _both(row.memory)]
+    timed = [row for row in rows if row in held or _both(row.latency) or _both(row.load)]
     apart = _by(timed, lambda row: row.apart)
     runtimes = _by([row for row in held if across_hosts or not row.apart], lambda row: row.runtimes)
     for why, titles in apart:
@@ -160,7 +196,7 @@ def _by(rows: Sequence[RowPair], reason: Callable[[RowPair], str | None]) -> lis
 
 def methods(found: Comparison) -> list[str]:
     """How the intervals came about, said once for all pairs."""
-    rows = [row for pair in found.pairs for row in pair.rows]
+    rows = [row for pair in found.pairs for row in _rows(pair)]
     told = []
     if paired := [row.top1 for row in rows if row.top1 and row.top1.paired]:
         told.append(
@@ -178,9 +214,13 @@ def methods(found: Comparison) -> list[str]:
     if any(row.top1 and not row.top1.paired for row in rows):
         told.append("The 95 % interval of an unpaired difference is Newcombe’s, without a p.")
     if any(row.latency.ci95 for row in rows):
+        told.append("The interval of a ratio of p50 is that of the two processes.")
+    if any(row.latency.value for row in rows):
+        low, high = DRIFT
         told.append(
-            "The interval of a ratio of p50 is that of the two processes. A host that drifts "
-            "between two runs is not in it: python -m benchmarks compare takes files in turn."
+            "A host drifts between two runs, which is in no interval: a ratio of p50 from "
+            f"{low:.2f} to {high:.2f} is taken for no difference. python -m benchmarks compare, "
+            "and the gate with in_turn = true, time files in turn."
         )
     if any(row.latency.value and not row.latency.ci95 for row in rows):
         told.append("Where a p50 has no interval of its own, its ratio has none.")
@@ -206,7 +246,7 @@ def _unpaired(pair: Pair) -> Iterator[str]:
         counts = "the numbers of test images differ"
         return counts if row.a.n != row.b.n else "answers were not kept"
 
-    for reason, titles in _by([row for row in pair.rows if row.top1], why):
+    for reason, titles in _by([row for row in _rows(pair) if row.top1], why):
         yield f"Differences are unpaired{titles}: {reason}."
 
 

@@ -1,11 +1,10 @@
 """The two pictures of fit.html, as plotly draws them."""
 
-import html
 from collections.abc import Callable
 
 import plotly.graph_objects as go
 
-from pipeline.figures import BLUE, GREEN, GREY, ORANGE, decades, style
+from pipeline.figures import BLUE, GREEN, GREY, ORANGE, decades, literal, style
 from pipeline.fit.outcome import Fit, Row
 from pipeline.wording import megabytes, number, percent
 
@@ -56,7 +55,7 @@ def rungs(fit: Fit) -> go.Figure | None:
         figure.add_scatter(
             x=[step.epochs for step in row.steps],
             y=[100 * step.val_top1 for step in row.steps],
-            **{"mode": "lines+markers", "name": html.escape(row.network.title)},
+            **{"mode": "lines+markers", "name": literal(row.network.title)},
             line={"color": ORANGE if chosen else GREEN, "width": 2},
             marker={"symbol": "star" if chosen else "square", "size": 13 if chosen else 8},
             text=[_hover(row)] * len(row.steps),
@@ -82,7 +81,7 @@ def marked(fit: Fit) -> list[tuple[Mark, list[Row]]]:
 def _hover(row: Row) -> str:
     shot, (low, high) = row.best, row.best.prediction.interval80
     return (
-        f"<b>{html.escape(row.title)}</b><br>{number(shot.latency_ms)} ms ({number(low)} to "
+        f"<b>{literal(row.title)}</b><br>{number(shot.latency_ms)} ms ({number(low)} to "
         f"{number(high)}), {megabytes(shot.bytes)} MB<br>{number(row.macs / 1e6)} M multiply-adds, "
         f"{number(row.params / 1e6)} M parameters"
         + "".join(f"<br>{percent(s.val_top1)} % after {s.epochs} epochs" for s in row.steps)
