@@ -243,15 +243,18 @@ def _evidence(
     parts += [f"{megabytes(row.bytes)} MB"] if row.bytes else []
     told = ", ".join([*parts, f"top-1 {percent(row.top1)} %"])
     student = report.model("student")
-    against = [("the student", student)] if student else []
+    against: list[tuple[str, AnyRow]] = [("the student", student)] if student else []
     against += [] if row is best else [(best.title, best)]
-    apart = [
-        f"{points(change.value)} points against {name}, 95 % interval "
-        f"{points_interval(change.ci95)}"
-        for name, other in against
-        if (change := difference(other, row, same_images=True))
+    apart: dict[tuple[str, str], list[str]] = {}
+    for name, other in against:
+        if change := difference(other, row, same_images=True):
+            size = points(change.value), points_interval(change.ci95)
+            apart.setdefault(size, []).append(name)
+    each = [
+        f"{size} points against {enumerated(names)}, 95 % interval {ends}"
+        for (size, ends), names in apart.items()
     ]
-    told += f" ({'; '.join(apart)})" if apart else ""
+    told += f" ({'; '.join(each)})" if each else ""
     caveats = soundness.caveats(report, target.platform, row)
     return "; ".join((f"{told[0].upper()}{told[1:]}", *caveats)) + "."
 

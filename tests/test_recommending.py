@@ -71,8 +71,8 @@ def test_the_fastest_that_keeps_the_accuracy_is_named(run):
     assert found.title == "onnx int8"
     assert found.why == "The fastest on this host of 2 onnx files that keep the accuracy."
     assert found.evidence == (
-        "1.30 ms on this host, 2.40 MB, top-1 91.42 % (−0.25 points against the student, 95 % "
-        "interval −0.61 to +0.11; −0.25 points against onnx fp32, 95 % interval −0.61 to +0.11)."
+        "1.30 ms on this host, 2.40 MB, top-1 91.42 % (−0.25 points against the student and onnx "
+        "fp32, 95 % interval −0.61 to +0.11)."
     )
     assert found.instead == (
         "onnx fp32 is 0.25 points more accurate (not certain), but takes 2.3× as long and is 3.8× "
