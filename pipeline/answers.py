@@ -1,13 +1,13 @@
 """What the networks answer, class by class and image by image, in words and table rows."""
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import NamedTuple, TypeVar
 
-from benchmarks.stats import Interval, PairedDifference
+from benchmarks.stats import Interval, PairedDifference, wilson
 from pipeline import confusions
 from pipeline.comparing import AnyRow
 from pipeline.disagreements import SMALL, Said
+from pipeline.records import Role
 from pipeline.summary import Report
 from pipeline.verdict import lead_int8
 from pipeline.wording import (
@@ -96,12 +96,16 @@ def _minus(a: float | None, b: float | None) -> float | None:
 
 
 def class_noise(report: Report) -> tuple[int, float] | None:
-    """A typical class's number of test images, and the half-width of its 95 % interval."""
+    """A typical class's number of test images, and half the width of the 95 % interval that its
+    top-1 would have there if it were the student's."""
     student, counts = report.model("student"), report.dataset.class_counts
     if not counts or student is None or student.top1 is None:
         return None
     typical = sorted(counts)[len(counts) // 2]
-    return (typical, 1.96 * sqrt(student.top1 * (1 - student.top1) / typical)) if typical else None
+    if not typical:
+        return None
+    low, high = wilson(round(student.top1 * typical), typical)
+    return typical, (high - low) / 2
 
 
 def class_columns(rows: Sequence[ClassRow]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -279,12 +283,27 @@ def pictures_line(report: Report) -> str:
     found = report.disagreements
     if found is None:
         return ""
-    who = [name for name in ("teacher", "student") if report.model(name)]
-    names = enumerated([*who, *([found.int8] if found.int8 else [])])
+    roles: tuple[Role, ...] = ("teacher", "student")
+    asked = [row.role for role in roles if (row := report.model(role)) and row.top1 is not None]
+    names = enumerated([*asked, *([found.int8] if found.int8 else [])])
     if not found.n:
         return f"{names[0].upper()}{names[1:]} name the same class on every test image."
     few = "" if len(found.shown) == found.n else f" {len(found.shown)} are shown."
     return (
         f"{names[0].upper()}{names[1:]} do not all name the same class on {found.n:,} test "
         f"image{'s' * (found.n != 1)}.{few}"
+    )
+
+
+def pictures_order(report: Report) -> str:
+    """Which of the images shown come first."""
+    found = report.disagreements
+    if found is None or not found.shown:
+        return ""
+    others = [name for name in ("int8", "teacher") if name in found.shown[0].said]
+    if len(others) < 2:
+        return "Those that the student is surest of come first."
+    return (
+        "Those that int8 names otherwise than the student come first, then those that the teacher "
+        "does, of each the ones that the student is surest of."
     )

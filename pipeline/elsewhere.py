@@ -40,7 +40,7 @@ def scheme_rows(report: Report) -> list[CpuRow]:
 def _rows(checks: Sequence[CpuCheck]) -> list[CpuRow]:
     return [
         CpuRow(
-            *(_cpu(check), check.cpu, check.scheme or "", f"{check.n:,}"),
+            *(cpu_name(check), check.cpu, check.scheme or "", f"{check.n:,}"),
             *(percent(check.top1), percent(check.host_top1)),
             f"{check.apart:.2f}",
             percent(check.differs),
@@ -56,7 +56,7 @@ def _shipped(report: Report) -> tuple[str, tuple[CpuCheck, ...]]:
     return (row.title, row.cpus) if row else ("", ())
 
 
-def _cpu(check: CpuCheck) -> str:
+def cpu_name(check: CpuCheck) -> str:
     """The CPU of a check in words."""
     low = check.cpu.lower()
     known = {"haswell": "x86 without VNNI", "arm64": "arm64"}
@@ -70,7 +70,7 @@ def not_run(report: Report) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for check in checks:
         if check.apart is None:
-            reasons.setdefault(check.skipped or "no answer", []).append(_cpu(check))
+            reasons.setdefault(check.skipped or "no answer", []).append(cpu_name(check))
     return [
         f"{title} was not tried on {enumerated(cpus)}: {reason.rstrip('.')}."
         for reason, cpus in reasons.items()
@@ -86,13 +86,13 @@ def same_everywhere(report: Report) -> Finding:
         return Finding("", "")
     if far := [check for check in run if not check.agrees]:
         told = (
-            f"On {_cpu(check)} top-1 is {percent(check.top1)} % against {percent(check.host_top1)} "
-            f"% on this host over the same {check.n:,} test images; {percent(check.differs)} % of "
-            "them get another class."
+            f"On {cpu_name(check)} top-1 is {percent(check.top1)} % against "
+            f"{percent(check.host_top1)} % on this host over the same {check.n:,} test images; "
+            f"{percent(check.differs)} % of them get another class."
             for check in far
         )
         return Finding(f"{title} does not answer alike on every CPU.", " ".join(told))
-    where, n = enumerated([_cpu(check) for check in run]), min(check.n for check in run)
+    where, n = enumerated([cpu_name(check) for check in run]), min(check.n for check in run)
     differs = max(check.differs or 0.0 for check in run)
     if not differs:
         told = f"Each of {n:,} test images gets the same class as on this host."
@@ -119,13 +119,13 @@ def warnings(report: Report) -> Iterator[str]:
 def _apart(report: Report, title: str, check: CpuCheck, split: str) -> str:
     scheme = report.quantization.scheme if report.quantization else "u8s8"
     less = "less" if (check.top1 or 0) < (check.host_top1 or 0) else "more"
-    overflows = scheme == "u8s8" and "VNNI" in _cpu(check)
+    overflows = scheme == "u8s8" and "VNNI" in cpu_name(check)
     why = (
         "x86 CPUs without VNNI add products of uint8 and int8 in 16 bits, which can overflow"
         if overflows
         else "its kernels round differently"
     )
-    n, where, remedy = f"{check.n:,} {split} images", _cpu(check), _remedy(report, scheme)
+    n, where, remedy = f"{check.n:,} {split} images", cpu_name(check), _remedy(report, scheme)
     if (check.apart or 0.0) <= APART:  # what it loses with some it gains with others
         share = percent(check.differs)
         return (

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from benchmarks.predict import Prediction, Score
 from pipeline.phones import Phone, PhoneFile
+from pipeline.records import Platform
 from pipeline.summary import ArtifactRow, Report
 from pipeline.wording import Finding, enumerated, interval, number, percent
 
@@ -83,6 +84,12 @@ def phone_title(phone: Phone) -> str:
     )
 
 
+def phones_of(report: Report, platform: Platform) -> list[Phone]:
+    """The phones that measured in the way that the platform runs files, the latest first."""
+    via = {"android": "adb", "web": "browser"}.get(platform)
+    return [phone for phone in reversed(report.phones) if phone.via == via]
+
+
 def phone_groups(report: Report) -> list[tuple[str, str, list[PhoneRow], list[str]]]:
     """For each phone its title, its facts in a line, a row a file, and what is to be said."""
     return [
@@ -144,6 +151,19 @@ def warnings(report: Report) -> Iterator[str]:
         if wrong:
             ways = enumerated([f"{file.title} ({file.how})" for file in wrong])
             yield f"On {phone_title(phone)} {ways} did not answer the golden images as here."
+        yield from (
+            f"{file.title} ({file.how}) {accuracy_there(phone, file)}."
+            for file in phone.files
+            if file.loses
+        )
+
+
+def accuracy_there(phone: Phone, file: PhoneFile) -> str:
+    """How much of the test images it names rightly there and here."""
+    return (
+        f"names {percent(file.top1)} % of {file.images:,} test images rightly on "
+        f"{phone_title(phone)}, and {percent(file.here_top1)} % of them here"
+    )
 
 
 def predicted(report: Report) -> list[tuple[ArtifactRow, Prediction]]:
@@ -263,7 +283,7 @@ def finding(report: Report) -> Finding:
     where there is none."""
     best = []
     for phone in report.phones:
-        timed = [file for file in phone.files if file.p50_ms and not file.golden_fault]
+        timed = [file for file in phone.files if file.p50_ms and file.as_here]
         if timed and phone.left is None:
             first = min(timed, key=lambda file: file.p50_ms or 0)
             best.append(

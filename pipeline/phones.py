@@ -69,6 +69,22 @@ class PhoneFile(Record):
     """Why it did not run."""
 
     @property
+    def loses(self) -> bool:
+        """Whether its top-1 there is certainly below that of this host over the same images.
+
+        By the interval of the one alone: over the same images, few of which get another class, the
+        difference is known better.
+        """
+        if self.top1_ci95 is None or self.here_top1 is None:
+            return False
+        return self.top1_ci95[1] < self.here_top1
+
+    @property
+    def as_here(self) -> bool:
+        """Whether nothing shows that it answers otherwise there than on this host."""
+        return not (self.golden_fault or self.loses)
+
+    @property
     def curve_start(self) -> float | None:
         """Median of the first `EDGE` windows; None where the curve is shorter than two such."""
         found = median(self.curve_ms[:EDGE]) if len(self.curve_ms) >= 2 * EDGE else 0

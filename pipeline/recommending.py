@@ -1,20 +1,21 @@
 """The answer: which file to ship to whom, and why, as a pure function of the `Report`.
 
-Only files that are there and whose accuracy was measured are recommended. Of those that keep the
-accuracy of the target's best the fastest is named, by the best evidence that compares them: a
-phone's own figures, then predictions for one, then this host's latency. Files that are not
-certainly slower count as equal, and of equals the smallest is named; so it is where nothing was
-timed. `RULE` says that on the page.
+Only files that are there, whose accuracy was measured and against which nothing speaks
+(`soundness`) are recommended. Of those that keep the accuracy of the target's best the fastest is
+named, by the best evidence that compares them: a phone's own figures, then predictions for one,
+then this host's latency. Files that are not certainly slower count as equal, and of equals the
+smallest is named; so it is where no latencies compare them. Where the best does not keep the
+student's accuracy, that is said first. `RULE` says all that on the page.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import NamedTuple
 
-from pipeline import on_device
-from pipeline.comparing import Difference, difference, parity_fault
+from pipeline import soundness
+from pipeline.comparing import AnyRow, Difference, difference
 from pipeline.records import Platform
-from pipeline.speeds import Speeds, best_speeds, on_phones
+from pipeline.speeds import Speeds, best_speeds
 from pipeline.summary import ArtifactRow, Report
 from pipeline.wording import (
     by_skipped,
@@ -39,10 +40,12 @@ MORE = 0.0005
 RULE = (
     f"A file keeps the accuracy if its top-1 is not certainly more than {CERTAIN:g} points below "
     "that of the best file for the same target (paired over the test images, 95 %), and not more "
-    f"than {MEASURED:g} as measured. Of these the fastest is named, by a phone’s own figures, by "
-    "predictions or by this host’s latency, whichever comes first and compares them; of files that "
-    "are not certainly slower, and where nothing is timed, the smallest. What was not run here, or "
-    "does not answer as the student does, is never named."
+    f"than {MEASURED:g} as measured; where that best does not so keep the student’s, it is said. "
+    "Of these the fastest is named, by a phone’s own figures, by predictions or by this host’s "
+    "latency, whichever comes first and compares them; of files that are not certainly slower, and "
+    "where no latencies compare them, the smallest. Never named is what was not run here, is "
+    "farther from the student than its precision is allowed, or is known to answer otherwise on a "
+    "phone of the target, on arm64 (for Android and iOS) or on any CPU tried (for the browser)."
 )
 
 
@@ -121,22 +124,26 @@ def to_ship(report: Report) -> ArtifactRow | None:
 def _for(report: Report, target: Target) -> Recommendation:
     rows = [row for row in report.artifacts if _is_for(row, target)]
     there = [row for row in rows if row.path]
-    faults = {row.title: _fault(report, target, row) for row in there}
-    sound = [row for row in there if row.top1 is not None and not faults[row.title]]
+    faults = [soundness.fault(report, target.platform, row) for row in there]
+    sound = [
+        row for row, fault in zip(there, faults, strict=True) if row.top1 is not None and not fault
+    ]
     if not sound:
         return _nothing(target, rows, faults)
     best = max(sound, key=lambda row: (row.top1 or 0, row.format in target.first))
     keeping = [row for row in sound if _keeps(best, row)]
     pool = [row for row in keeping if row.format in target.first] or keeping
     speeds = best_speeds(report, target.platform, pool, sound)
-    chosen, reason = _choose(pool, speeds)
+    short = _short(report, best)
+    chosen, reason = _choose(pool, speeds, "that accurate" if short else "")
+    reason = f"{short}{reason}"
     order = _order(speeds)
     others = sorted(sound, key=lambda row: (row not in pool, row not in keeping, order(row)))
     return Recommendation(
         target,
         chosen,
         f"{reason[0].upper()}{reason[1:]}",
-        _evidence(target, chosen, best, speeds),
+        _evidence(report, target, chosen, best, speeds),
         target.why_first if len(pool) < len(keeping) else "",
         _instead(chosen, [row for row in others if row is not chosen], speeds),
     )
@@ -149,31 +156,29 @@ def _is_for(row: ArtifactRow, target: Target) -> bool:
     return row.format in target.formats and row.variant is None
 
 
-def _fault(report: Report, target: Target, row: ArtifactRow) -> str:
-    """Why it must not be shipped there, whatever else speaks for it."""
-    told = parity_fault(report, row)
-    for phone in on_phones(report, target.platform):
-        ways = [file for file in phone.files if file.sha256 == row.sha256 and not file.skipped]
-        if ways and all(file.golden_fault for file in ways):
-            title = on_device.phone_title(phone)
-            told = told or f"does not answer the golden images on {title} as here"
-    return told
-
-
-def _keeps(best: ArtifactRow, row: ArtifactRow) -> bool:
+def _keeps(best: AnyRow, row: ArtifactRow) -> bool:
     change = difference(best, row, same_images=True)
     if row is best or change is None:
         return row is best
     return 100 * change.ci95[1] >= -CERTAIN and round(100 * change.value, 6) >= -MEASURED
 
 
-def _nothing(
-    target: Target, rows: Sequence[ArtifactRow], faults: Mapping[str, str]
-) -> Recommendation:
-    """That no file can be recommended, and what is missing."""
+def _short(report: Report, best: ArtifactRow) -> str:
+    """That not even the best file keeps the student's accuracy; empty where it does."""
+    student = report.model("student")
+    change = student and difference(student, best, same_images=True)
+    if student is None or change is None or _keeps(student, best):
+        return ""
+    lost = f"{abs(100 * change.value):.2f} points"
+    return f"no file keeps the student’s accuracy, and the best loses {lost}; "
+
+
+def _nothing(target: Target, rows: Sequence[ArtifactRow], faults: Sequence[str]) -> Recommendation:
+    """That no file can be recommended, and what is missing; `faults` are of those with a path."""
     there = [row for row in rows if row.path]
-    if faulty := [row for row in there if faults[row.title]]:
-        told = "; ".join(f"{row.title} {faults[row.title]}" for row in faulty)
+    if any(faults):
+        each = zip(there, faults, strict=True)
+        told = "; ".join(f"{row.title} {fault}" for row, fault in each if fault)
         return Recommendation(target, None, "No file can be recommended", f"{told}.")
     if there:
         told = "; ".join(
@@ -195,29 +200,33 @@ def _order(speeds: Speeds | None) -> Callable[[ArtifactRow], tuple[float, float]
     """What rows are sorted by: latency, where it is known, and size."""
 
     def order(row: ArtifactRow) -> tuple[float, float]:
-        ms = speeds.ms[row.title][0] if speeds and row.title in speeds.ms else inf
-        return ms, row.bytes or inf
+        timed = speeds and speeds.of(row)
+        return timed[0] if timed else inf, row.bytes or inf
 
     return order
 
 
-def _choose(rows: Sequence[ArtifactRow], speeds: Speeds | None) -> tuple[ArtifactRow, str]:
-    """The file to ship, and what sets it apart."""
+def _choose(
+    rows: Sequence[ArtifactRow], speeds: Speeds | None, alike: str
+) -> tuple[ArtifactRow, str]:
+    """The file to ship, and what sets it apart; `alike` is said where none keeps the accuracy."""
     names = {row.format for row in rows}
     kind = f"{names.pop()} " if len(names) == 1 else ""
     ranked = sorted(rows, key=_order(speeds))
     if len(rows) == 1:
-        return rows[0], f"the only {kind}file that keeps the accuracy"
-    keep = f"{len(rows)} {kind}files that keep the accuracy"
+        return rows[
+            0
+        ], f"the only {kind}file that {f'is {alike}' if alike else 'keeps the accuracy'}"
+    keep = f"{len(rows)} {kind}files that {f'are {alike}' if alike else 'keep the accuracy'}"
     if speeds is None:
-        return ranked[0], f"the smallest of {keep}, none timed here"
-    timed = [row for row in ranked if row.title in speeds.ms]
+        return ranked[0], f"the smallest of {keep}; no latencies compare them"
+    timed = [(row, found[1]) for row in ranked if (found := speeds.of(row))]
     if len(timed) < len(rows):
         keep += f" ({len(timed)} timed)"
-    latest = speeds.ms[timed[0].title][1][1]
-    equal = [row for row in timed if speeds.ms[row.title][1][0] <= latest]
+    first, (_, latest) = timed[0]
+    equal = [row for row, (low, _) in timed if low <= latest]
     if len(equal) == 1:
-        return timed[0], f"the fastest {speeds.where} of {keep}"
+        return first, f"the fastest {speeds.where} of {keep}"
     return min(equal, key=lambda row: row.bytes or inf), (
         f"the smallest of {len(equal)} that share first place {speeds.where}, of {keep}"
     )
@@ -226,30 +235,28 @@ def _choose(rows: Sequence[ArtifactRow], speeds: Speeds | None) -> tuple[Artifac
 # ---- words ----
 
 
-def _evidence(target: Target, row: ArtifactRow, best: ArtifactRow, speeds: Speeds | None) -> str:
+def _evidence(
+    report: Report, target: Target, row: ArtifactRow, best: ArtifactRow, speeds: Speeds | None
+) -> str:
     """Its figures in a sentence, with what they do not show."""
-    change = difference(best, row, same_images=True)
-    accuracy = f"top-1 {percent(row.top1)} %"
-    if row is best or change is None:
-        accuracy += ", none is better"
-    else:
-        ends = points_interval(change.ci95)
-        accuracy += f" ({points(change.value)} points against {best.title}, 95 % interval {ends})"
-    parts = [speeds.told(row)] if speeds and row.title in speeds.ms else []
+    parts = [speeds.told(row)] if speeds and speeds.of(row) else []
     parts += [f"{megabytes(row.bytes)} MB"] if row.bytes else []
-    told = ", ".join([*parts, accuracy])
-    return f"{told[0].upper()}{told[1:]}{_caveat(target, row)}."
-
-
-def _caveat(target: Target, row: ArtifactRow) -> str:
-    """What the figures do not show of that target."""
-    if (row.evaluated_with or "").startswith("coreml reference"):
-        return "; checked by this project’s reference executor, not on Apple’s hardware"
-    if target.platform == "nvidia" and not (row.evaluated_with or "").startswith("tensorrt"):
-        return (
-            "; checked as a graph on this CPU: the engine is built on the GPU, and not tried here"
-        )
-    return ""
+    told = ", ".join([*parts, f"top-1 {percent(row.top1)} %"])
+    student = report.model("student")
+    against: list[tuple[str, AnyRow]] = [("the student", student)] if student else []
+    against += [] if row is best else [(best.title, best)]
+    apart: dict[tuple[str, str], list[str]] = {}
+    for name, other in against:
+        if change := difference(other, row, same_images=True):
+            size = points(change.value), points_interval(change.ci95)
+            apart.setdefault(size, []).append(name)
+    each = [
+        f"{size} points against {enumerated(names)}, 95 % interval {ends}"
+        for (size, ends), names in apart.items()
+    ]
+    told += f" ({'; '.join(each)})" if each else ""
+    caveats = soundness.caveats(report, target.platform, row)
+    return "; ".join((f"{told[0].upper()}{told[1:]}", *caveats)) + "."
 
 
 def _instead(chosen: ArtifactRow, others: Sequence[ArtifactRow], speeds: Speeds | None) -> str:
@@ -269,8 +276,9 @@ def _claims(
 ) -> list[tuple[bool, tuple[str, str]]]:
     """What sets `row` apart: whether that is for the better, verb and claim."""
     found = []
-    if speeds and chosen.title in speeds.ms and row.title in speeds.ms:
-        (a, (a_low, a_high)), (b, (b_low, b_high)) = (speeds.ms[r.title] for r in (chosen, row))
+    before, after = (speeds and speeds.of(each) for each in (chosen, row))
+    if before and after:
+        (a, (a_low, a_high)), (b, (b_low, b_high)) = before, after
         if b_high < a_low:
             found.append((True, ("is", f"{a / b:.1f}× as fast")))
         elif a_high < b_low:

@@ -34,8 +34,8 @@ def environment(**filters: Callable[..., object]) -> Environment:
     )
     found.filters.update(
         {name: getattr(wording, name) for name in NUMBERS},
-        md=escape_markdown,
         tied=tied,
+        **MARKDOWN,
         **filters,
     )
     return found
@@ -58,6 +58,23 @@ def tied(text: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """`text` as one line of literal Markdown: names come from users' folders."""
-    flat = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", flat).replace("&", "&amp;")
+    """`text` as one line of literal Markdown: names come from users' folders.
+
+    Nor does GitHub make a mention, a reference or a formula of it. It looks for the first two in
+    what the Markdown has become, so that a backslash is no help: a space of no width parts them.
+    """
+    flat = " ".join(str(text).split()).replace("&", "&amp;")
+    escaped = re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", flat).replace("$", "<span>$</span>")
+    return re.sub(r"@(?=\w)|#(?=\d)", r"\g<0>&#8203;", escaped)
+
+
+def as_code(text: str) -> str:
+    """`text` as code of Markdown, on one line, whatever is in it."""
+    flat = " ".join(str(text).split()).replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
+    pad = " " if "`" in flat else ""
+    return f"{fence}{pad}{flat}{pad}{fence}"
+
+
+MARKDOWN: Mapping[str, Callable[[str], str]] = {"md": escape_markdown, "code": as_code}
+"""Filters for what goes into Markdown."""

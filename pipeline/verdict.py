@@ -67,8 +67,12 @@ def lead_pairs(report: Report) -> list[tuple[ArtifactRow, ArtifactRow]]:
 
 
 def lead_int8(report: Report) -> ArtifactRow | None:
-    """The int8 file to speak of first, among those whose answers were kept."""
-    return next((pair[1] for pair in lead_pairs(report) if pair[1].class_top1), None)
+    """The int8 file to speak of first, among those whose answers were kept; one that has a float
+    file of its format beside it goes before one that has none."""
+    alone = [row for row in report.artifacts if row.precision == "int8"]
+    alone.sort(key=lambda row: row.variant == "symmetric")
+    rows = (*(int8 for _, int8 in lead_pairs(report)), *alone)
+    return next((row for row in rows if row.class_top1), None)
 
 
 def _gain(report: Report) -> Finding:

@@ -8,6 +8,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 from rich.console import Console
 
+from benchmarks.stats import wilson
 from pipeline import answer_figures, answers, summary, tables, trust
 from pipeline.bundle import card
 from pipeline.stages import report as pages
@@ -124,6 +125,72 @@ def test_an_int8_file_that_changes_nothing_says_so(tmp_path):
         "Student and onnx int8 name the same class on every test image."
     )
     assert "Where they disagree" in pages.to_html(report)
+
+
+def test_the_noise_of_a_class_is_never_nothing(tmp_path):
+    run = SmallRun(tmp_path)
+    run.add_model("student", 0, 9.0)
+    found = answers.class_noise(run.report())
+    assert found is not None and found[0] == sorted(np.bincount(run.truth))[1]
+    low, high = wilson(found[0], found[0])
+    assert found[1] == pytest.approx((high - low) / 2) and found[1] > 0.004
+    assert "±0.0 points" not in pages.to_html(run.report())
+
+
+INT8 = ("What int8 loses", "int8 names otherwise", "int8, images", "int8 %")
+
+
+def test_without_int8_the_page_does_not_speak_of_it(tmp_path):
+    run = SmallRun(tmp_path)
+    run.add_model("teacher", 60, 40.0)
+    run.add_model("baseline", 130, 9.0)
+    student = run.add_model("student", 100, 9.0)
+    run.add_artifact("onnx", "fp32", 100, run.measured("a", student, 3.0, student))
+    page = plain(pages.to_html(run.report()))
+    assert [each for each in INT8 if each in page] == []
+    assert "Those that the student is surest of come first." in page
+    assert "Below a difference stands its own" in page  # student and baseline
+    alone = SmallRun(tmp_path / "alone")
+    alone.add_model("student", 100, 9.0)
+    assert "Below a difference" not in plain(pages.to_html(alone.report()))
+
+
+def test_with_int8_the_page_says_what_comes_first(report):
+    page = plain(pages.to_html(report))
+    assert [each for each in INT8 if each in page] == list(INT8)
+
+
+def test_int8_without_a_float_file_beside_it_is_spoken_of(tmp_path):
+    run = SmallRun(tmp_path)
+    run.add_model("teacher", 60, 40.0)
+    student = run.add_model("student", 100, 9.0)
+    int8 = run.logits(0, base=student, flips=60)
+    run.add_artifact("litert", "int8", 100, run.measured("a", int8, 3.0, student))
+    report = run.report()
+    assert len(report.class_changes) == 3 and any(row.change for row in answers.class_rows(report))
+    assert answers.change_line(report).startswith(
+        "litert int8 names another class than the student on 60"
+    )
+    assert report.disagreements is not None and report.disagreements.int8 == "litert int8"
+    assert set(answers.by_name(report)) == {"teacher", "student", "int8"}
+
+
+def test_a_file_with_a_float_one_beside_it_goes_first(tmp_path):
+    run = SmallRun(tmp_path)
+    student = run.add_model("student", 100, 9.0)
+    for name, precision in (("litert", "int8"), ("onnx", "fp32"), ("onnx", "int8")):
+        found = run.measured(f"{name}-{precision}", student, 3.0, student)
+        run.add_artifact(name, precision, 100, found)
+    assert answers.by_name(run.report())["int8"].title == "onnx int8"
+
+
+def test_a_teacher_that_was_not_measured_is_not_said_to_disagree(tmp_path):
+    run = usual_run(tmp_path)
+    teacher, found = run.models[0]
+    run.models[0] = (teacher, found.model_copy(update={"accuracy": None}))
+    assert answers.pictures_line(run.report()) == (
+        "Student and onnx int8 do not all name the same class on 6 test images."
+    )
 
 
 # ---- confusions ----

@@ -36,7 +36,7 @@ LEVELS = (
     "pipeline.summary",
     "pipeline.wording pipeline.imported pipeline.supplied",
     "pipeline.comparing pipeline.precision pipeline.elsewhere pipeline.timings pipeline.on_device",
-    "pipeline.verdict pipeline.figures pipeline.speeds pipeline.templating",
+    "pipeline.verdict pipeline.figures pipeline.speeds pipeline.soundness pipeline.templating",
     "pipeline.device_figures pipeline.tradeoffs pipeline.recommending pipeline.insight "
     "pipeline.answers",
     "pipeline.assemble pipeline.trust pipeline.comparison",
@@ -70,7 +70,8 @@ PACKAGES = {"pipeline", "pipeline.stages"}
 TELLING = (
     *("pipeline.summary", "pipeline.assemble", "pipeline.wording", "pipeline.comparing"),
     *("pipeline.precision", "pipeline.elsewhere", "pipeline.timings", "pipeline.on_device"),
-    *("pipeline.verdict", "pipeline.speeds", "pipeline.recommending", "pipeline.templating"),
+    *("pipeline.verdict", "pipeline.speeds", "pipeline.soundness", "pipeline.recommending"),
+    "pipeline.templating",
     *("pipeline.figures", "pipeline.device_figures", "pipeline.tradeoffs"),
     *("pipeline.comparison", "pipeline.tables", "pipeline.stages.report", "pipeline.bundle"),
     *("pipeline.confidence", "pipeline.confusions", "pipeline.disagreements"),

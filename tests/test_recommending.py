@@ -5,10 +5,11 @@ import pytest
 
 from benchmarks.predict import predict
 from benchmarks.published.fitting import workloads
+from pipeline import on_device
 from pipeline.phones import Phone, PhoneFile
-from pipeline.recommending import TARGETS, recommend
+from pipeline.recommending import RULE, TARGETS, recommend
 from pipeline.records import Measurement
-from tests.small_run import SmallRun
+from tests.small_run import ARM, HASWELL, SmallRun, check
 
 ANDROID, IOS, NVIDIA, BROWSER = range(4)
 EVERY = ("android", "ios", "nvidia", "web")
@@ -70,8 +71,8 @@ def test_the_fastest_that_keeps_the_accuracy_is_named(run):
     assert found.title == "onnx int8"
     assert found.why == "The fastest on this host of 2 onnx files that keep the accuracy."
     assert found.evidence == (
-        "1.30 ms on this host, 2.40 MB, top-1 91.42 % (−0.25 points against onnx fp32, 95 % "
-        "interval −0.61 to +0.11)."
+        "1.30 ms on this host, 2.40 MB, top-1 91.42 % (−0.25 points against the student and onnx "
+        "fp32, 95 % interval −0.61 to +0.11)."
     )
     assert found.instead == (
         "onnx fp32 is 0.25 points more accurate (not certain), but takes 2.3× as long and is 3.8× "
@@ -84,7 +85,10 @@ def test_what_a_cheaper_file_loses_is_told(run):
     run.file("onnx", "int8", 2_000_000, 1.5, wrong=((0, 112),))
     found = run.answer(ANDROID)
     assert found.title == "onnx fp32" and found.why == "The only onnx file that keeps the accuracy."
-    assert found.evidence == "3.00 ms on this host, 9.00 MB, top-1 91.67 %, none is better."
+    assert found.evidence == (
+        "3.00 ms on this host, 9.00 MB, top-1 91.67 % (0.00 points against the student, 95 % "
+        "interval −0.23 to +0.23)."
+    )
     assert (
         found.instead
         == "onnx int8 is 2.0× as fast and 4.5× smaller, but is 1.00 points less accurate."
@@ -138,7 +142,104 @@ def test_untimed_files_are_chosen_by_size(run):
     run.file("onnx", "int8", 2_400_000)
     found = run.answer(ANDROID)
     assert found.title == "onnx int8" and found.evidence.startswith("2.40 MB, top-1 91.67 %")
-    assert found.why == ("The smallest of 2 onnx files that keep the accuracy, none timed here.")
+    assert found.why == (
+        "The smallest of 2 onnx files that keep the accuracy; no latencies compare them."
+    )
+
+
+def test_files_timed_too_noisily_to_compare_are_not_called_untimed(run):
+    run.file("onnx", "fp32", 9_000_000, 3.0)
+    run.file("onnx", "int8", 2_400_000)
+    found = recommend(timed(run, "onnx fp32", noisy="busy"))[ANDROID]
+    assert found.title == "onnx int8" and found.why.endswith("; no latencies compare them.")
+    one = recommend(run.report())[ANDROID]  # one of the two was timed well
+    assert one.title == "onnx int8" and one.why.endswith("; no latencies compare them.")
+
+
+# ---- against the student ----
+
+
+def test_where_no_file_keeps_the_students_accuracy_that_is_said_first(run):
+    run.file("coreml", "w4a16", 5_000_000, 2.0, wrong=((0, 400),), platforms=("ios",))
+    alone = run.answer(IOS)
+    assert alone.why == (
+        "No file keeps the student’s accuracy, and the best loses 25.00 points; the only coreml "
+        "file that is that accurate."
+    )
+    assert alone.evidence.startswith(
+        "2.00 ms on this host, 5.00 MB, top-1 66.67 % (−25.00 points against the student, 95 % "
+        "interval −27.4"
+    )
+    run.file("coreml", "w6a16", 6_000_000, 3.0, wrong=((0, 400),), platforms=("ios",))
+    assert run.answer(IOS).why == (
+        "No file keeps the student’s accuracy, and the best loses 25.00 points; the fastest on "
+        "this host of 2 coreml files that are that accurate."
+    )
+
+
+def test_without_a_student_in_the_report_nothing_is_said_of_it(run):
+    run.file("coreml", "w4a16", 5_000_000, wrong=((0, 400),), platforms=("ios",))
+    found = recommend(run.report().model_copy(update={"models": ()}))[IOS]
+    assert found.why == "The only coreml file that keeps the accuracy."
+    assert found.evidence == "5.00 MB, top-1 66.67 %."
+
+
+# ---- what speaks against a file ----
+
+
+def with_checks(report, *checks, title="onnx int8"):
+    """The report with what that file did on other CPUs."""
+    rows = [
+        row.model_copy(update={"cpus": checks}) if row.title == title else row
+        for row in report.artifacts
+    ]
+    return report.model_copy(update={"artifacts": tuple(rows)})
+
+
+def test_a_file_that_answers_otherwise_on_arm64_is_not_named_for_phones(run):
+    run.file("onnx", "fp32", 9_000_000, 3.0)
+    run.file("onnx", "int8", 2_400_000, 1.0)
+    run.file("ort", "int8", 2_300_000, 0.9, platforms=("android", "ios"))
+    report = run.report()
+    far, near = check(ARM, 0.60, differs=0.35), check(ARM, 0.899)
+    assert recommend(with_checks(report, near))[ANDROID].title == "ort int8"
+    found = recommend(with_checks(report, near, far))
+    # The ORT file holds the same graph for the same kernels.
+    assert [each.title for each in found] == ["onnx fp32", "onnx fp32", "onnx int8", "onnx fp32"]
+
+
+def test_a_file_that_overflows_on_other_x86_is_not_named_for_browsers(run):
+    run.file("onnx", "int8", 2_400_000, 1.0)
+    found = recommend(with_checks(run.report(), check(HASWELL, 0.80, differs=0.15)))
+    assert found[ANDROID].title == "onnx int8" and found[BROWSER].row is None
+    assert found[BROWSER].evidence == (
+        "onnx int8 answers otherwise on emulated x86 without VNNI than here: it names 15.00 % of "
+        "1,000 test images otherwise, and 80.00 % of them rightly, against 90.00 % here."
+    )
+
+
+def test_the_rule_names_all_that_speaks_against_a_file():
+    for told in ("not run here", "its precision is allowed", "on a phone", "on arm64", "any CPU"):
+        assert told in RULE
+    assert "does not answer as the student does" not in RULE  # int8 seldom does
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_files_of_one_title_only_the_faulty_one_is_left_out(run, first):
+    run.file("onnx", "fp32", 9_000_000, 3.0)
+    run.file("onnx", "int8", 2_400_000, 1.0)
+    report = run.report()
+    plain, int8 = report.artifacts
+    faulty = int8.model_copy(
+        update={
+            "bytes": 10,
+            "parity": int8.parity.model_copy(update={"max_abs_diff": None}),
+            "latency": int8.latency.model_copy(update={"p50_ms": 0.1}),
+        }
+    )
+    rows = (plain, faulty, int8) if first else (plain, int8, faulty)
+    found = recommend(report.model_copy(update={"artifacts": rows}))[ANDROID]
+    assert found.row is int8 and found.evidence.startswith("1.00 ms on this host, 2.40 MB")
 
 
 def test_nothing_measured_is_nothing_recommended(run):
@@ -317,6 +418,52 @@ def test_one_way_that_answers_wrongly_leaves_the_others(two):
     told = told.model_copy(update={"files": (told.files[0], wrong, slow)})
     found = recommend(two.model_copy(update={"phones": (told,)}))[ANDROID]
     assert found.title == "onnx int8" and found.evidence.startswith("8.00 ms on Pixel 8")
+
+
+def answering(told, title, **facts):
+    """The phone with other facts of the file of that title."""
+    files = [file.model_copy(update=facts) if file.title == title else file for file in told.files]
+    return told.model_copy(update={"files": tuple(files)})
+
+
+def test_a_file_that_a_phone_finds_less_accurate_is_not_named(two):
+    told = phone(two, "adb", {"onnx fp32": 9.0, "litert int8": 1.0, "onnx int8": 4.0})
+    there = {"top1": 0.4, "top1_ci95": (0.36, 0.44), "images": 500, "here_top1": 0.9}
+    lost = two.model_copy(update={"phones": (answering(told, "litert int8", **there),)})
+    assert recommend(lost)[ANDROID].title == "onnx int8"
+    only = lost.model_copy(update={"artifacts": two.artifacts[2:]})
+    assert recommend(only)[ANDROID].evidence == (
+        "litert int8 names 40.00 % of 500 test images rightly on Pixel 8, and 90.00 % of them here."
+    )
+    assert f"litert int8 (cpu, 4 threads) {recommend(only)[ANDROID].evidence[12:]}" in list(
+        on_device.warnings(only)
+    )
+    assert "onnx int8 is fastest" in on_device.finding(lost).claim
+    unsure = there | {"top1": 0.88, "top1_ci95": (0.849, 0.906)}
+    chance = two.model_copy(update={"phones": (answering(told, "litert int8", **unsure),)})
+    assert recommend(chance)[ANDROID].title == "litert int8"
+    assert not list(on_device.warnings(chance))
+
+
+def test_a_way_that_is_less_accurate_there_leaves_the_others(two):
+    told = phone(two, "adb", {"onnx fp32": 9.0, "onnx int8": 1.0})
+    there = {"top1": 0.4, "top1_ci95": (0.36, 0.44), "images": 500, "here_top1": 0.9}
+    lost = answering(told, "onnx int8", **there, how="GPU").files[1]
+    slow = told.files[1].model_copy(update={"p50_ms": 8.0})
+    told = told.model_copy(update={"files": (told.files[0], lost, slow)})
+    found = recommend(two.model_copy(update={"phones": (told,)}))[ANDROID]
+    assert found.title == "onnx int8" and found.evidence.startswith("8.00 ms on Pixel 8")
+
+
+def test_a_phone_that_could_not_run_the_file_is_told(two):
+    told = phone(two, "adb", {"litert int8": 1.0, "onnx fp32": 9.0})
+    crashed = {"skipped": "it crashed.", "p50_ms": None}
+    found = recommend(
+        two.model_copy(update={"phones": (answering(told, "litert int8", **crashed),)})
+    )
+    assert found[ANDROID].title == "litert int8"
+    assert found[ANDROID].evidence.endswith("; Pixel 8 could not run it: it crashed.")
+    assert "could not run" not in found[BROWSER].evidence
 
 
 def with_predictions(report, network="mobilenet_v2", *, titles=("onnx fp32", "onnx int8")):

@@ -224,6 +224,12 @@ def test_the_answer_comes_first(page):
     assert "Against fp32, onnx int8 is 2.3× as fast (no interval), 3.7× smaller and" in text
 
 
+def test_both_pages_say_what_was_chosen_by_the_test_images(page, report):
+    for text in (page, pages.to_markdown(report)):
+        assert "1,200 test images" in text and "the files to ship were chosen by them" in text
+        assert "no choice was made" not in text and "touched once" not in text
+
+
 def test_both_pages_set_the_gain_beside_student_teacher_and_seeds(tmp_path):
     report = run_of_seeds(tmp_path).report()
     for page in (pages.to_html(report), pages.to_markdown(report).replace("\\", "")):

@@ -1,6 +1,5 @@
 """MODEL_CARD.md: what the files are, how good each was found, and what nobody tried."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from pipeline import answers, elsewhere, precision, timings, verdict, wording
 from pipeline.bundle.manifest import Manifest
 from pipeline.bundle.snippets import SNIPPETS, texts
 from pipeline.summary import Report
-from pipeline.templating import escape_markdown
+from pipeline.templating import MARKDOWN
 from pipeline.wording import LONG, interval, percent
 
 FILE = "MODEL_CARD.md"
@@ -44,9 +43,7 @@ def _there(bundle: Path) -> Iterator[str]:
 def to_markdown(report: Report, manifest: Manifest, snippets: list[str]) -> str:
     """The card's text."""
     page = texts()
-    page.filters.update(
-        {name: getattr(wording, name) for name in FILTERS}, md=escape_markdown, code=as_code
-    )
+    page.filters.update({name: getattr(wording, name) for name in FILTERS}, **MARKDOWN)
     noise = answers.class_noise(report)
     return page.get_template(f"{FILE}.j2").render(
         report=report,
@@ -63,19 +60,6 @@ def to_markdown(report: Report, manifest: Manifest, snippets: list[str]) -> str:
         hosts=timings.hosts(report),
         missing=[file for file in manifest.files if not file.paths],
     )
-
-
-def as_code(text: str) -> str:
-    """`text` as code of Markdown, on one line, whatever is in it."""
-    flat = " ".join(str(text).split()).replace("|", "\\|")
-    fence = "`" * (1 + max((len(run) for run in _runs(flat)), default=0))
-    pad = " " if "`" in flat else ""
-    return f"{fence}{pad}{flat}{pad}{fence}"
-
-
-def _runs(text: str) -> list[str]:
-    """The runs of backquotes in `text`."""
-    return re.findall("`+", text)
 
 
 def classes(report: Report) -> list[ClassRow]:

@@ -14,8 +14,8 @@ from rich.text import Text
 from benchmarks import printing
 from pipeline.fit import figures
 from pipeline.fit.outcome import FILE, Fit, Row, answer, asked, doubts
-from pipeline.stages.report import escape_markdown
 from pipeline.store import writing
+from pipeline.templating import escape_markdown
 from pipeline.wording import NONE, megabytes, number, percent
 
 PAGES = ("fit.html", "fit.md", FILE)

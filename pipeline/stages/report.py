@@ -151,6 +151,7 @@ def _answers(report: Report) -> dict[str, Any]:
         "class_lines": answers.class_lines(report),
         "confusion_line": answers.confusion_line(report),
         "confusions": answers.confusion_rows(report),
+        "int8": "int8" in answers.by_name(report),
         "matrices": answers.matrices(report),
         "confidence_lines": trust.confidence_lines(report),
         "confidence": trust.confidence_rows(report),
@@ -160,6 +161,7 @@ def _answers(report: Report) -> dict[str, Any]:
         ],
         "change_line": answers.change_line(report),
         "pictures_line": answers.pictures_line(report),
+        "pictures_order": answers.pictures_order(report),
         "pictures": answers.picture_rows(report),
         "lines": trust.lines(report),
     }
