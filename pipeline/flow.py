@@ -109,7 +109,7 @@ class _Speaker:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._seen = 0
+        self._seen = len(store.outcomes)
         self._since = time.perf_counter()
         self.worked = False
         """Whether any stage did anything."""

@@ -3,7 +3,6 @@
 `benchmarks phone` and `benchmarks adb` write them; the report shows those whose files it still has.
 """
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
@@ -12,6 +11,7 @@ from typing import Literal
 from pydantic import ConfigDict, ValidationError
 
 from pipeline.records import Record
+from pipeline.whole import write_whole
 
 FOLDER = "phones"
 EDGE = 3
@@ -138,7 +138,5 @@ def write(run: Path, phone: Phone) -> Path:
     """Keep what `phone` measured; whole or not at all."""
     path = run / FOLDER / f"{phone.id}.json"
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(phone.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, phone.model_dump_json(indent=1) + "\n")
     return path

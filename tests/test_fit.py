@@ -16,7 +16,7 @@ from benchmarks.published import workload
 from benchmarks.published.workload import Workload
 from exporters.onnx import in_half
 from pipeline import config as settings
-from pipeline import summary
+from pipeline import pruning, references, summary
 from pipeline.config import Config
 from pipeline.context import Context
 from pipeline.errors import ConfigError
@@ -46,6 +46,8 @@ BOARD = "RB3 Gen 2"
         ("250us", "512KiB", "1GB", (0.25, 524_288, 1_000_000_000)),
         ("1e-3 s", None, "800 kB", (1.0, None, 800_000)),
         (None, "2048B", None, (None, 2048, None)),
+        ("250\u00b5s", "3MiB", None, (0.25, 3_145_728, None)),
+        ("250\u03bcs", "1.5B", None, (0.25, 1, None)),
     ],
 )
 def test_amounts_with_their_units(latency, size, memory, wanted):
@@ -64,6 +66,9 @@ def test_amounts_with_their_units(latency, size, memory, wanted):
         ("1.2.3ms", None, "no amount"),
         (None, "3", "unit is missing"),
         (None, "3ms", "`ms` is no unit"),
+        (None, "3Mb", "`Mb` are bits"),
+        (None, "3Mib", "`Mib` are bits"),
+        (None, "0.5B", "less than a byte"),
         (None, "1e999MB", "more than 0"),
         (None, None, "nothing is bounded"),
     ],
@@ -82,6 +87,14 @@ def test_an_accuracy_in_any_spelling(text):
 def test_an_accuracy_that_is_none(text):
     with pytest.raises(ConfigError, match="no share"):
         budget.share("--accuracy", text)
+
+
+@pytest.mark.parametrize("text", ["1.5", "1.001"])
+def test_an_accuracy_that_may_be_a_slip_is_asked_for_with_its_sign(text):
+    with pytest.raises(ConfigError, match="more than all images") as error:
+        budget.share("--accuracy", text)
+    assert f"{text}%" in (error.value.remedy or "")
+    assert budget.share("--accuracy", f"{text}%") == pytest.approx(float(text) / 100)
 
 
 def test_bounds_are_kept_or_broken_by_so_much():
@@ -374,7 +387,10 @@ def folder(tmp_path_factory):
 
 
 def interrupt(folder, stage):
-    """Give the command and stop it while it works on the second result of `stage`."""
+    """Give the command and stop it while it works on the second result of `stage`.
+
+    Before that and after it the store is pruned: what that took is returned.
+    """
     process = subprocess.Popen(
         command(folder, *ASKED),
         cwd=ROOT,
@@ -382,11 +398,12 @@ def interrupt(folder, stage):
         text=True,
         preexec_fn=heed_interrupts,
     )
-    store = folder / "runs" / ".store"
+    store, taken = folder / "runs" / ".store", list[str]()
     try:
         while process.poll() is None:
             under_way = any((store / ".partial").glob(f"{stage}-*"))
             if under_way and any((store / stage).glob("*/record.json")):
+                taken += pruned(folder)
                 process.send_signal(signal.SIGINT)
                 break
             time.sleep(0.001)
@@ -395,16 +412,36 @@ def interrupt(folder, stage):
         process.kill()
     assert process.returncode == 130 and "Run the same command again" in told
     assert "Traceback" not in told
+    return [*taken, *pruned(folder)]
+
+
+def pruned(folder):
+    """Prune the store of these runs; names of the results that went."""
+    plan = pruning.survey(folder / "runs" / ".store", folder / "runs")
+    pruning.remove(plan)
+    return [thing.name for thing in plan.goes if isinstance(thing, pruning.Result)]
 
 
 @pytest.fixture(scope="module")
-def done(folder):
-    """The command, stopped in its search, stopped again on a rung, and given once more."""
+def taken(folder):
+    """What pruning took of a fit in its search and on a rung, under way and stopped there."""
     if os.name != "posix":
         pytest.skip("needs POSIX signals")
-    interrupt(folder, "fit")
-    interrupt(folder, "distill")
+    return [*interrupt(folder, "fit"), *interrupt(folder, "distill")]
+
+
+@pytest.fixture(scope="module")
+def done(folder, taken):
+    """The command, stopped in its search, stopped again on a rung, and given once more."""
     return fit(folder, *ASKED)
+
+
+@pytest.mark.slow
+def test_pruning_takes_nothing_of_a_fit_under_way_stopped_or_done(folder, taken, done):
+    assert taken == []
+    assert done.returncode == 0, done.stderr
+    assert pruned(folder) == []
+    assert "tiny-fit" not in references.unfinished(folder / "runs")
 
 
 @pytest.mark.slow
@@ -475,7 +512,7 @@ def test_when_nothing_fits_it_says_what_would(folder, done):
     found = fit(folder, "--phone", BOARD, "--latency", "0.01ms", "--trials", "4")
     assert found.returncode == 1, found.stderr
     fitted = Fit.model_validate_json((folder / "runs/tiny-fit/fit.json").read_text())
-    least = min(row.best.latency_ms for row in fitted.rows)
+    least = min(shot.latency_ms for row in fitted.rows for shot in row.shots)
     told = " ".join(found.stdout.split())
     assert "Nothing fits: none of 4 networks (of 46; --trials looks at more) keeps 0.010 ms" in told
     assert f"The least latency of any: {least:.3f} ms" in told and f"×{least / 0.01:.2f}" in told

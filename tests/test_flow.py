@@ -13,6 +13,9 @@ from pathlib import Path
 import onnx
 import pytest
 
+from pipeline import flow
+from pipeline.records import Measurement
+from pipeline.store import Store
 from tests.pictures import CLASSES, make_set
 from tests.signals import heed_interrupts
 
@@ -93,6 +96,24 @@ def sums(runs):
         (row["format"], row["precision"], row["variant"]): row["sha256"]
         for row in found["artifacts"]
     }
+
+
+@pytest.mark.parametrize("worked", [False, True])
+def test_what_was_done_before_the_first_stage_is_not_its_work(worked, tmp_path, capsys):
+    """`fit` has searched and trained by the time it runs the pipeline on the same store."""
+    store = Store(tmp_path)
+
+    def make(stage):
+        store.get(
+            Measurement, stage, lambda folder: Measurement(load_ms=1.0), version=1, settings=0
+        )
+
+    make("data")
+    say = flow._Speaker(store)
+    make("teach" if worked else "data")
+    say("data", "some images")
+    assert say.worked == worked
+    assert ("there already" in capsys.readouterr().err) != worked
 
 
 def test_report_follows_the_schema_with_measured_numbers(finished):

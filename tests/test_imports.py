@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ("pipeline", "exporters", "runtime", "models", "benchmarks")
 LEVELS = (
-    "pipeline.errors pipeline.records pipeline.machine pipeline.progress pipeline.emulated",
+    "pipeline.errors pipeline.records pipeline.machine pipeline.progress pipeline.emulated "
+    "pipeline.whole",
     "pipeline.settings pipeline.team pipeline.quantized pipeline.emulators pipeline.contract "
     "pipeline.mobile pipeline.phones pipeline.tolerances pipeline.references",
     "pipeline.store pipeline.images pipeline.fetching",

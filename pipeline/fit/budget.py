@@ -1,13 +1,14 @@
 """What a student may cost at most, and what it has to reach, as people write it: "5ms", "3MB"."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 
 from pipeline.errors import ConfigError
 from pipeline.records import Record
 
-TIMES = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
-"""Units of a latency, in milliseconds."""
+TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+"""Units of a latency, in milliseconds; "µs" is read as "us", whichever mu it has."""
 BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 """Units of a size, in bytes; MB is 10^6 here as in all reports."""
 
@@ -60,8 +61,8 @@ def parse(
         raise ConfigError("--sure is about latency, and there is no --latency", "Add one.")
     return Budget(
         latency_ms=None if latency is None else _amount("--latency", latency, TIMES, "5ms"),
-        bytes=None if size is None else int(_amount("--size", size, BYTES, "3MB")),
-        memory_bytes=None if memory is None else int(_amount("--memory", memory, BYTES, "20MB")),
+        bytes=None if size is None else _bytes("--size", size, "3MB"),
+        memory_bytes=None if memory is None else _bytes("--memory", memory, "20MB"),
         accuracy=None if accuracy is None else share("--accuracy", accuracy),
         sure=sure,
     )
@@ -69,7 +70,8 @@ def parse(
 
 def _amount(option: str, text: str, units: Mapping[str, float], example: str) -> float:
     """A number with its unit, in the unit whose factor is 1."""
-    found = re.fullmatch(r"\s*([-+]?[\d.]+(?:e[-+]?\d+)?)\s*([a-zµ]*)\s*", text.lower())
+    plain = unicodedata.normalize("NFKC", text).replace("\u03bc", "u")
+    found = re.fullmatch(r"\s*([-+]?[\d.]+(?:e[-+]?\d+)?)\s*([a-z]*)\s*", plain, re.IGNORECASE)
     known = ", ".join(units)
     try:
         value = float(found.group(1)) if found else None
@@ -77,7 +79,11 @@ def _amount(option: str, text: str, units: Mapping[str, float], example: str) ->
         value = None
     if found is None or value is None:
         raise ConfigError(f"{option} {text}: no amount", f"For example: {option} {example}")
-    unit = found.group(2)
+    unit = found.group(2).lower()
+    if found.group(2) != unit and found.group(2).endswith("b"):
+        raise ConfigError(
+            f"{option} {text}: `{found.group(2)}` are bits", f"In bytes: {option} {example}"
+        )
     if unit not in units:
         wrong = f"`{unit}` is no unit of it" if unit else "the unit is missing"
         raise ConfigError(
@@ -88,13 +94,28 @@ def _amount(option: str, text: str, units: Mapping[str, float], example: str) ->
     return value * units[unit]
 
 
+def _bytes(option: str, text: str, example: str) -> int:
+    """Whole bytes."""
+    found = int(_amount(option, text, BYTES, example))
+    if not found:
+        raise ConfigError(f"{option} {text}: less than a byte", f"For example: {example}")
+    return found
+
+
 def share(option: str, text: str) -> float:
-    """A share of images: 0.9, 90 or 90% are the same. Raises `ConfigError` for anything else."""
+    """A share of images: 0.9, 90 or 90% are the same.
+
+    Raises `ConfigError` for anything else, and for 1.5, which is more likely a slip than 1.5 %.
+    """
     plain = text.strip()
     try:
         value = float(plain.removesuffix("%"))
     except ValueError:
         value = float("nan")
+    if 1 < value < 2 and not plain.endswith("%"):
+        raise ConfigError(
+            f"{option} {text}: more than all images", f"If per cent are meant: {option} {plain}%"
+        )
     if plain.endswith("%") or value > 1:
         value /= 100
     if not 0 < value <= 1:

@@ -1,8 +1,7 @@
 """What an untrained student costs: its files are made, quantized and counted like those that ship.
 
-Only the exporter is torch's older one: the same operators with the same shapes in a twentieth of
-the time (0.2 instead of 6 s), and files of the same size to within a percent. Nothing here
-depends on the phone or the budget, so the store answers the next question without work.
+Only the exporter is another (`fit.quickly`). Nothing here depends on the phone or the budget, so
+the store answers the next question without work.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from pipeline.contract import Facts
 from pipeline.errors import ExportError
 from pipeline.fit.budget import Budget
 from pipeline.fit.phone import EXACT, Way, predicted
+from pipeline.fit.quickly import write_quickly
 from pipeline.fit.shots import Shot
 from pipeline.fit.space import Network
 from pipeline.machine import versions
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Raised when the same network would be counted otherwise."""
-OPSET = 18
 NOISE = 8
 """Random images that give int8 ranges: which ones changes no size."""
 
@@ -220,55 +219,6 @@ def _prepared(student: Checkpoint, folder: Path) -> tuple[Prepared | None, str]:
         return None, error.message
     onnx.save(prepared.plain, folder / "plain.onnx")
     return prepared, ""
-
-
-def write_quickly(student: Checkpoint, path: Path) -> None:
-    """Write the float32 graph of `student`, as `exporters.onnx.write_float_graph` does.
-
-    Raises `ExportError` where ONNX cannot hold it.
-    """
-    import onnx
-    import torch
-
-    import models
-    from exporters.onnx import INPUT, OUTPUT, quiet
-
-    spec = student.input
-    image = torch.zeros(2, spec.size, spec.size, spec.channels, dtype=torch.uint8)
-    with quiet():
-        try:
-            torch.onnx.export(
-                models.load(student),
-                (image,),
-                path,
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-            )
-        except Exception as error:  # the exporter has no public base class for its errors
-            raise ExportError(f"{student.arch} cannot be written as ONNX: {error}") from error
-    model = onnx.load(path)
-    _share_constants(model)
-    onnx.save(model, path)
-
-
-def _share_constants(model: onnx.ModelProto) -> None:
-    """Store equal constants once, as the newer exporter does; this one writes a node for each."""
-    from onnx import helper
-
-    graph, first, named = model.graph, dict[bytes, str](), dict[str, str]()
-    for node in [node for node in graph.node if node.op_type == "Constant"]:
-        tensor = helper.get_attribute_value(node.attribute[0])
-        name = first.setdefault(tensor.SerializeToString(), f"constant{len(first)}")
-        if name not in named.values():
-            graph.initializer.append(tensor)
-            graph.initializer[-1].name = name
-        named[node.output[0]] = name
-        graph.node.remove(node)
-    for node in graph.node:
-        node.input[:] = [named.get(name, name) for name in node.input]
 
 
 def _rounded(prepared: Prepared, dataset: Dataset, network: Network) -> onnx.ModelProto:

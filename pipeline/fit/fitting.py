@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 from rich.markup import escape
 
-from benchmarks import graph_cost
-from benchmarks.published import workload
 from pipeline import config as settings
 from pipeline import flow, summary
 from pipeline.config import Config
@@ -21,14 +19,13 @@ from pipeline.errors import ConfigError, require
 from pipeline.fit import halving, pages, phone, search, space
 from pipeline.fit.budget import Budget
 from pipeline.fit.candidates import Subject
-from pipeline.fit.outcome import Final, Fit, Row, Step
+from pipeline.fit.judging import judge
+from pipeline.fit.outcome import Fit, Row, Step
 from pipeline.fit.phone import Way
-from pipeline.fit.shots import Shot
 from pipeline.fit.space import Network
 from pipeline.progress import console
 from pipeline.records import Checkpoint, Dataset
 from pipeline.store import Store
-from pipeline.summary import Report
 
 
 class Request(NamedTuple):
@@ -80,14 +77,20 @@ def run(request: Request, store: Store, runs: Path) -> Fit:
     a run raises.
     """
     asked = _check(request, store, runs)
+    # Without a report of its own it leaves an earlier one, whose results are needed still.
+    with store.referred_by(asked.folder, replaces=False):
+        return _run(asked, runs)
+
+
+def _run(asked: Asked, runs: Path) -> Fit:
+    """Part by part."""
+    request = asked.request
     dataset = asked.config.data.run(asked.context)
     _say("data", dataset.line)
     fit, found = _search(asked, dataset)
+    told = _write(fit, asked.folder)
     if not found.fitting:
-        fit = _of_earlier(fit, asked.folder)
-        pages.write(fit, asked.folder)
-        return fit
-    pages.write(fit, asked.folder)
+        return told
 
     limit = None
     if request.minutes is not None:
@@ -98,11 +101,9 @@ def run(request: Request, store: Store, runs: Path) -> Fit:
     data = _teachers(asked, dataset, {each.candidate.network.size for each in chosen.few})
     winner, trained = halving.climb(chosen, asked.config, asked.context, data)
     fit = _with_steps(fit, winner.candidate.network, trained, data)
-    pages.write(fit, asked.folder)
-
+    _write(fit, asked.folder)
     fit = _in_full(asked, fit, winner.candidate.network, dataset.input.size, runs)
-    pages.write(fit, asked.folder)
-    return fit
+    return _write(fit, asked.folder)
 
 
 def _search(asked: Asked, dataset: Dataset) -> tuple[Fit, search.Found]:
@@ -122,12 +123,14 @@ def _search(asked: Asked, dataset: Dataset) -> tuple[Fit, search.Found]:
     return _fit(asked, dataset, found, len(tried.networks)), found
 
 
-def _of_earlier(fit: Fit, folder: Path) -> Fit:
-    """`fit` with a word on the report that another question has left in `folder`."""
-    if not (folder / summary.FILE).exists():
-        return fit
-    note = "report.html and bundle/ in this folder are of an earlier question"
-    return fit.model_copy(update={"notes": (*fit.notes, note)})
+def _write(fit: Fit, folder: Path) -> Fit:
+    """Write the pages, with a word on a report in `folder` that is not of this fit, and return what
+    they tell."""
+    if fit.final is None and (folder / summary.FILE).exists():
+        note = "report.html and bundle/ in this folder are of an earlier fit"
+        fit = fit.model_copy(update={"notes": (*fit.notes, note)})
+    pages.write(fit, folder)
+    return fit
 
 
 def _check(request: Request, store: Store, runs: Path) -> Asked:
@@ -195,37 +198,6 @@ def _in_full(asked: Asked, fit: Fit, network: Network, own: int, runs: Path) -> 
     )
 
 
-def judge(network: Network, report: Report, folder: Path, way: Way, budget: Budget) -> Final:
-    """The trained student's ONNX files on that phone, under that budget."""
-    rows = {
-        row.precision: row
-        for row in report.artifacts
-        if row.format == "onnx" and row.variant is None and row.path and row.bytes
-    }
-    shots, top1 = [], {}
-    for precision in way.precisions:
-        row = rows.get(precision)
-        # An fp16 file computes what the fp32 file does, which is what is counted.
-        counted = rows.get("int8" if precision == "int8" else "fp32")
-        if row is None or counted is None or row.path is None or row.bytes is None:
-            continue
-        if row.top1 is None or row.top1_ci95 is None or row.n is None:
-            continue
-        work = workload.of(folder / (counted.path or ""))
-        cost = graph_cost.cost(folder / row.path)
-        memory = cost.parameter_bytes + cost.peak_activation_bytes
-        found = phone.predicted(work, precision, way)
-        shots.append(Shot.of(precision, row.bytes, memory, found, budget))
-        top1[precision] = (row.top1, row.top1_ci95, row.n)
-    missing = None
-    if not shots:
-        missing = next(
-            (row.skipped for row in report.artifacts if row.format == "onnx" and row.skipped),
-            "the run made none that can be judged",
-        )
-    return Final(network=network, shots=tuple(shots), top1=top1, missing=missing)
-
-
 def _fit(asked: Asked, dataset: Dataset, found: search.Found, of: int) -> Fit:
     """What is known before anything is trained."""
     ahead = search.front(found.looked)
@@ -247,6 +219,7 @@ def _fit(asked: Asked, dataset: Dataset, found: search.Found, of: int) -> Fit:
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         data=dataset.line,
         phone=asked.way.title,
+        runtime=asked.way.runtime,
         notes=asked.notes,
         budget=asked.request.budget,
         space=of,

@@ -18,6 +18,10 @@ from pipeline.records import SCHEMA, Record
 from pipeline.wording import enumerated, megabytes, number, percent
 
 FILE = "fit.json"
+ONNX = ("onnxruntime",)
+"""Runtimes that open the files that are counted."""
+EXPORTED = ("litert",)
+"""Runtimes with files of their own that a run can make, in the format of the same name."""
 
 
 class Step(Record):
@@ -41,7 +45,8 @@ class Row(Record):
     shots: tuple[Shot, ...]
     """Its files that can be judged on the phone, the most exact first."""
     front: bool
-    """Whether no other network is at least as good in latency, size and capacity."""
+    """Whether no other network is at least as good in latency, size and capacity, each by the file
+    that stands for it."""
     seconds: float
     """Time it took to count."""
     steps: tuple[Step, ...] = ()
@@ -66,6 +71,8 @@ class Final(Record):
     """The most exact first."""
     top1: dict[str, tuple[float, Interval, int]]
     """By precision: on the test images, its 95 % interval, and how many."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """By precision: the file whose bytes and answers these are, where not the ONNX file."""
     missing: str | None = None
     """Why the file that was chosen is not there."""
 
@@ -88,6 +95,8 @@ class Fit(Record):
     data: str
     phone: str
     """Device, runtime and threads."""
+    runtime: str = "onnxruntime"
+    """By which latencies are predicted."""
     notes: tuple[str, ...] = ()
     """What was assumed or left out."""
     budget: Budget
@@ -161,10 +170,11 @@ def _trained(fit: Fit, final: Final) -> Iterator[str]:
         f"{percent(top1)} % (95 % {percent(low)} to {percent(high)}) on {n:,} test images."
     )
     yield from (f"It breaks {each}." for each in broken(fit.budget, shot))
-    if any(row.front for row in fit.rows if row.network == final.network):
+    if any(row.front for row in fit.rows if row.network == final.network) and len(fit.rows) > 1:
         yield (
             f"It is on the front: none of the other {len(fit.rows) - 1} networks that were looked "
-            "at is as good in latency, size and capacity together."
+            "at, each by the file named in the table, is as good in latency, size and capacity "
+            "together."
         )
     for other in final.shots:
         if other != shot and not other.over:
@@ -195,21 +205,22 @@ def _nothing(fit: Fit) -> Iterator[str]:
         return
     near = min(fit.rows, key=lambda row: row.best.excess)
     yield f"The nearest is {near.title}: it breaks {enumerated(broken(fit.budget, near.best))}."
-    least = {
-        "latency": min(fit.rows, key=lambda row: row.best.latency_ms),
-        "size": min(fit.rows, key=lambda row: row.best.bytes),
-        "memory": min(fit.rows, key=lambda row: row.best.memory_bytes),
-    }
-    asks = {"latency": fit.budget.latency_ms, "size": fit.budget.bytes}
-    asks["memory"] = fit.budget.memory_bytes
-    for name, row in least.items():
-        if asks[name] is not None:
-            yield f"The least {name} of any: {_amount(row.best, name, fit.budget)} ({row.title})."
+    files = [(shot, row) for row in fit.rows for shot in row.shots]
+    for name, bound in _bounds(fit.budget).items():
+        if bound is not None:
+            shot, row = min(files, key=lambda file: _cost(file[0], name, fit.budget))
+            amount = _amount(shot, name, fit.budget)
+            yield f"The least {name} of any: {amount} ({row.network.title}, {shot.precision})."
+
+
+def _bounds(budget: Budget) -> dict[str, float | None]:
+    """By the name of the cost."""
+    return {"latency": budget.latency_ms, "size": budget.bytes, "memory": budget.memory_bytes}
 
 
 def broken(budget: Budget, shot: Shot) -> list[str]:
     """The bounds that `shot` breaks, and by how much."""
-    bounds = {"latency": budget.latency_ms, "size": budget.bytes, "memory": budget.memory_bytes}
+    bounds = _bounds(budget)
     units = {"latency": "ms", "size": "MB", "memory": "MB"}
     told = []
     for name, times in shot.over.items():
@@ -221,13 +232,16 @@ def broken(budget: Budget, shot: Shot) -> list[str]:
 
 
 def _amount(shot: Shot, name: str, budget: Budget) -> str:
-    """What `shot` needs of the cost called `name`."""
-    if name == "size":
-        return f"{megabytes(shot.bytes)} MB"
-    if name == "memory":
-        return f"{megabytes(shot.memory_bytes)} MB"
+    """What `shot` needs of the cost called `name`, in words."""
+    value = _cost(shot, name, budget)
+    return f"{number(value)} ms" if name == "latency" else f"{megabytes(int(value))} MB"
+
+
+def _cost(shot: Shot, name: str, budget: Budget) -> float:
+    """What of `shot` is held against the bound called `name`."""
     found = shot.prediction
-    return f"{number(found.interval80[1] if budget.sure else found.latency_ms)} ms"
+    latency = found.interval80[1] if budget.sure else found.latency_ms
+    return {"latency": latency, "size": shot.bytes, "memory": shot.memory_bytes}[name]
 
 
 def doubts(fit: Fit) -> list[str]:
@@ -238,7 +252,29 @@ def doubts(fit: Fit) -> list[str]:
         f"budget is held against {judged}.",
         "Memory is that of weights and activations, without the runtime itself.",
     ]
-    return [*told, *far(relevant(fit))]
+    return [*told, *_other_files(fit), *far(relevant(fit))]
+
+
+def _other_files(fit: Fit) -> Iterator[str]:
+    """Whether the runtime that is predicted opens other files than those that were counted."""
+    if fit.runtime in ONNX:
+        return
+    if fit.runtime not in EXPORTED:
+        yield (
+            f"Latencies are those by {fit.runtime}, for which no file is made here; the sizes are "
+            "those of the ONNX file."
+        )
+        return
+    yield f"Sizes of untrained networks are those of the ONNX file, not of {fit.runtime}'s own."
+    shot = fit.final.chosen if fit.final else None
+    if fit.final is None or shot is None:
+        return
+    whose = fit.final.files.get(shot.precision)
+    if whose is None:
+        none = f"no {fit.runtime} file of it was run here (see export.formats)"
+        yield f"Size and accuracy of the trained one are those of the ONNX file: {none}."
+    else:
+        yield f"Size and accuracy of the trained one are those of its {whose} file."
 
 
 def relevant(fit: Fit) -> Sequence[Row]:
@@ -259,5 +295,5 @@ def far(rows: Sequence[Row]) -> Iterator[str]:
     yield (
         f"{who} lie{'s' * (len(rows) == 1)} beyond all networks that the predictions were fitted "
         f"on, in {enumerated([SIZES[name] for name in names])} (the nearest differs by a factor of "
-        f"{distance:.0f}): there the intervals promise nothing."
+        f"{distance:.1f}): there the intervals promise nothing."
     )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -15,11 +12,11 @@ from benchmarks import printing
 from pipeline.fit import figures
 from pipeline.fit.outcome import FILE, Fit, Row, answer, asked, doubts
 from pipeline.store import writing
-from pipeline.templating import escape_markdown
+from pipeline.templating import drawn, environment, escape_markdown
+from pipeline.whole import write_whole
 from pipeline.wording import NONE, megabytes, number, percent
 
 PAGES = ("fit.html", "fit.md", FILE)
-TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 SHOWN = 12
 """Rows of a table on the terminal."""
 COLUMNS = ("network", "file", "ms", "80 %", "MB", "memory MB", "M MACs", "M parameters")
@@ -34,9 +31,7 @@ def write(fit: Fit, folder: Path) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            partial = folder / f".{name}.{os.getpid()}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(folder / name)
+            write_whole(folder / name, text)
 
 
 def rows(fit: Fit) -> list[Row]:
@@ -151,25 +146,12 @@ def markdown(fit: Fit) -> str:
 def to_html(fit: Fit) -> str:
     """The page: one file, no network."""
     made = {"costs": figures.costs(fit), "rungs": figures.rungs(fit)}
-    page = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # "<" inside a script could end it; in JSON it may be written as an escape
-    drawn = {
-        name: str(figure.to_json()).replace("<", "\\u003c")
-        for name, figure in made.items()
-        if figure
-    }
-    return page.get_template("fit.html.j2").render(
+    page = environment().get_template("fit.html.j2")
+    return page.render(
         fit=fit,
         asked=asked(fit.budget),
         answer=answer(fit),
         rows=[(row.network == fit.winner, (*cells(row), *_more(fit, row))) for row in rows(fit)],
         remarks=list(remarks(fit)),
-        figures=drawn,
-        plotlyjs=get_plotlyjs() if drawn else "",
+        **drawn(made),
     )

@@ -4,7 +4,6 @@ Pages are pure functions of the `Report`. The HTML page is one file that works f
 a network: plotly.js is inlined, and colours follow the reader's light or dark setting by CSS.
 """
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pipeline import (
 from pipeline.errors import StoreError
 from pipeline.store import writing
 from pipeline.summary import FILE, EpochRow, Report
+from pipeline.whole import write_whole
 from pipeline.wording import LONG
 
 VERSION = 4
@@ -61,22 +61,13 @@ def write(report: Report, folder: Path) -> None:
         except FileExistsError as error:
             raise StoreError(f"{folder} is a file, not a folder", "Remove or rename it.") from error
         for name, text in texts.items():
-            _replace(folder / name, text)
+            write_whole(folder / name, text)
 
 
 def remove(folder: Path) -> None:
     """Take the pages of earlier results out of `folder`."""
     for name in PAGES:
         (folder / name).unlink(missing_ok=True)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def to_markdown(report: Report) -> str:
