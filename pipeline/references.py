@@ -82,12 +82,17 @@ class Note:
             results = (*self._reference.results, result)
             self._write(self._reference.model_copy(update={"results": results}))
 
-    def finish(self) -> None:
-        """Say that this is all: it stands in the place of all earlier notes of the same owner."""
+    def finish(self, *, replaces: bool = True) -> None:
+        """Say that this is all: it stands in the place of all earlier notes of the same owner.
+
+        Unless `replaces`, only in that of those that asked for nothing else.
+        """
         self._write(self._reference.model_copy(update={"finished": True}))
         for other in read(self._folder.parent):
             same = other.reference.of == self._reference.of
-            if same and other.file != self._file and not other.alive:
+            if not same or other.file == self._file or other.alive:
+                continue
+            if replaces or set(other.reference.results) <= set(self._reference.results):
                 forget(other)
 
     def close(self) -> None:

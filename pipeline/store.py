@@ -128,10 +128,12 @@ class Store:
         self._notes: list[Note] = []
 
     @contextmanager
-    def referred_by(self, owner: Path) -> Iterator[None]:
+    def referred_by(self, owner: Path, *, replaces: bool = True) -> Iterator[None]:
         """Note what is asked for inside as needed by `owner`, for as long as that is there.
 
-        `owner` is a run's folder or the like. Raises `StoreError` when the store cannot be written.
+        `owner` is a run's folder or the like. Where what it held before may stay in it (a search
+        that finds nothing leaves an earlier report), say `replaces=False`: what was asked for
+        before counts on. Raises `StoreError` when the store cannot be written.
         """
         if not self.team.leads:
             yield
@@ -142,7 +144,7 @@ class Store:
         try:
             yield
             with writing(self.root):
-                note.finish()
+                note.finish(replaces=replaces)
         finally:
             self._notes.remove(note)
             note.close()

@@ -96,6 +96,20 @@ def test_a_run_with_other_settings_gives_up_what_it_had_before(tmp_path):
     assert prune(tmp_path) == ALL
 
 
+def test_what_a_run_leaves_in_its_folder_keeps_its_results(tmp_path):
+    finish(tmp_path, "one")
+    store = Store(tmp_path / ".store")
+    for _ in range(2):  # a search that finds nothing writes no report
+        with store.referred_by(tmp_path / "one", replaces=False):
+            make(store, "fit")
+        assert len(references.read(tmp_path / ".store")) == 2  # the same search counts once
+        assert prune(tmp_path) == ALL | {"fit": 1}
+    with store.referred_by(tmp_path / "one", replaces=False):
+        make(store, "fit", question=2)
+        finish(tmp_path, "one", temperature=2)  # this one writes it
+    assert prune(tmp_path) == ALL | {"fit": 1}
+
+
 def test_runs_of_another_folder_on_the_same_store_count(tmp_path):
     runs, others = tmp_path / "runs", tmp_path / "others"
     finish(runs, "one")
