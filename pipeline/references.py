@@ -144,7 +144,10 @@ def read(root: Path) -> list[Noted]:
 
 def _readable(root: Path) -> Iterator[Noted]:
     """Those notes in the store `root` that can be read."""
-    for file in _files(root):
+    files: list[Path] = []
+    with suppress(StoreError):
+        files = _files(root)
+    for file in files:
         with suppress(StoreError):
             note = _read(file)
             if note is not None:
@@ -152,7 +155,12 @@ def _readable(root: Path) -> Iterator[Noted]:
 
 
 def _files(root: Path) -> list[Path]:
-    return sorted((root / FOLDER).glob("*.json"))
+    try:  # not by glob, to which a folder that it may not read is an empty one
+        return sorted(file for file in (root / FOLDER).iterdir() if file.suffix == ".json")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _closed(root / FOLDER, error) from error
 
 
 def _read(file: Path) -> Noted | None:
@@ -163,16 +171,20 @@ def _read(file: Path) -> Noted | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StoreError(
-            f"what a run needs may not be read: {file}: {error.strerror}",
-            "Do this as the user who wrote it, or let others read it.",
-        ) from error
+        raise _closed(file, error) from error
     except (ValueError, ValidationError) as error:
         raise StoreError(
             f"what a run needs cannot be read: {file}: {error}",
             "Delete that file; the next run of the same settings writes it anew.",
         ) from error
     return Noted(file, reference, holds(_lock_of(file)))
+
+
+def _closed(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"what a run needs may not be read: {path}: {error.strerror}",
+        "Do this as the user who wrote it, or let others read it.",
+    )
 
 
 def mark_of(folder: Path) -> str | None:

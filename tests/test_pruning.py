@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -17,7 +18,6 @@ from pipeline.records import Measurement
 from pipeline.store import Store, resume_folder
 from pipeline.summary import FILE
 from tests.pictures import make_set
-from tests.signals import heed_interrupts
 
 ROOT = Path(__file__).parents[1]
 
@@ -396,9 +396,15 @@ except StoreError as error:
 """
 
 
+@pytest.fixture
+def shared():
+    """A folder that other users may read; those of pytest are closed to them."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 def as_another(runs, how):
-    for path in [runs, *runs.parents][:4]:
-        path.chmod(0o755)
     line = [sys.executable, "-c", AS_ANOTHER, str(runs), how]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -408,22 +414,24 @@ def as_another(runs, how):
 @pytest.mark.skipif(
     os.name != "posix" or os.geteuid() != 0, reason="only root becomes another user"
 )
-def test_where_no_lock_may_be_opened_nothing_false_is_told(tmp_path):
-    finish(tmp_path, "one")
-    finish(tmp_path, "two", temperature=2)
-    shutil.rmtree(tmp_path / "two")
-    with pytest.raises(RuntimeError), Store(tmp_path / ".store").referred_by(tmp_path / "three"):
+def test_where_no_lock_may_be_opened_nothing_false_is_told(shared):
+    finish(shared, "one")
+    finish(shared, "two", temperature=2)
+    shutil.rmtree(shared / "two")
+    with pytest.raises(RuntimeError), Store(shared / ".store").referred_by(shared / "three"):
         raise RuntimeError("no power")
-    for lock in (tmp_path / ".store").rglob("*"):
+    for lock in (shared / ".store").rglob("*"):
         if lock.is_file() and (lock.suffix == ".lock" or lock.parent.name == ".locks"):
             lock.chmod(0o600)
-    told = as_another(tmp_path, "locks")
+    told = as_another(shared, "locks")
     assert "{'three': 'under way or stopped (its lock may not be opened here); begun" in told
     assert "\n0 " in told and "2 results stay, for it cannot be told" in told
     assert "'one'" not in told
-    for note in (tmp_path / ".store" / references.FOLDER).glob("*.json"):
+    for note in (shared / ".store" / references.FOLDER).glob("*.json"):
         note.chmod(0o600)
-    assert "may not be read" in as_another(tmp_path, "notes")
+    assert "may not be read" in as_another(shared, "notes")
+    (shared / ".store" / references.FOLDER).chmod(0o700)
+    assert "may not be read" in as_another(shared, "notes")
 
 
 def test_a_damaged_record_stays_as_others_do_and_a_damaged_note_stops_it_all(tmp_path):
@@ -482,6 +490,42 @@ def test_a_killed_prune_leaves_whole_results_and_the_next_one_ends_it(tmp_path):
     assert not list((tmp_path / ".store" / pruning.ASIDE).iterdir())
 
 
+GOING = """
+import sys, time
+from pathlib import Path
+from pipeline.store import Store
+from tests.test_pruning import make
+
+runs = Path(sys.argv[1])
+with (store := Store(runs / ".store")).referred_by(runs / "one"):
+    make(store, "teach", make(store, "data"))
+    print("made", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_run_goes_on_with_what_it_had(tmp_path):
+    line = [sys.executable, "-c", GOING, str(tmp_path)]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "made\n"
+        (told,) = survey(tmp_path).told
+        assert "'one' under way since" in told
+        assert references.unfinished(tmp_path)["one"].startswith("under way since")
+    finally:
+        process.kill()
+        process.communicate()
+    (told,) = survey(tmp_path).told
+    assert "'one' stopped before its report" in told
+    assert prune(tmp_path) == {"data": 1, "teach": 1}
+    store = Store(tmp_path / ".store")
+    with store.referred_by(tmp_path / "one"):
+        make(store, "teach", make(store, "data"))
+        (tmp_path / "one").mkdir()
+    assert all(each.reused for each in store.outcomes)
+    assert survey(tmp_path).told == []
+
+
 SETTINGS = """
 name = "small"
 device = "cpu"
@@ -497,18 +541,8 @@ measure = {{ profile = "smoke" }}
 arch = "mobilenet_v2"
 width = 0.25
 stem_stride = 2
-recipe = {{ epochs = {epochs}, batch_size = 16 }}
+recipe = {{ epochs = 1, batch_size = 16 }}
 """
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """The settings file of a run of seconds."""
-    folder = tmp_path_factory.mktemp("small")
-    make_set(folder / "set", train=60, test=20)
-    settings = SETTINGS.format(folder=json.dumps(str(folder / "set")), epochs=1)
-    (folder / "small.toml").write_text(settings, encoding="utf-8")
-    return folder / "small.toml"
 
 
 def pipeline(*words):
@@ -518,52 +552,27 @@ def pipeline(*words):
     return done
 
 
-def test_after_pruning_a_run_finds_all_its_results_and_a_deleted_one_none_of_its_own(
-    small, tmp_path
-):
-    other = ["--set", "student.recipe.epochs=2", "--set", "name=other"]
-    pipeline("run", small, "--runs", tmp_path)
-    pipeline("run", small, "--runs", tmp_path, *other)
-    before = stages(tmp_path)
-    assert before["teach"] == 1 and before["distill"] == 2 and before["measure"] > 4
-    asked = pipeline("prune", "--runs", tmp_path)
-    assert "nothing to remove" in asked.stdout and stages(tmp_path) == before
-
-    shutil.rmtree(tmp_path / "other")
-    asked = pipeline("prune", "--runs", tmp_path)
-    assert "Nothing was removed: --yes removes it." in asked.stdout
-    assert "distill" in asked.stdout and stages(tmp_path) == before
-    asked = pipeline("prune", "--runs", tmp_path, "--yes")
-    after = stages(tmp_path)
-    assert "Removed" in asked.stdout and after["distill"] == after["teach"] == after["data"] == 1
-    assert "Nothing to do" in pipeline("run", small, "--runs", tmp_path).stderr
-
-    pipeline("export", "small", "--format", "ort", "--runs", tmp_path)
-    with_export = stages(tmp_path)
+def test_after_pruning_a_real_run_finds_all_its_results_and_a_deleted_export_none(tmp_path):
+    make_set(tmp_path / "set", train=60, test=20)
+    settings, runs = tmp_path / "small.toml", tmp_path / "runs"
+    text = SETTINGS.format(folder=json.dumps(str(tmp_path / "set")))
+    settings.write_text(text, encoding="utf-8")
+    pipeline("run", settings, "--runs", runs)
+    before = stages(runs)
+    assert before["data"] == before["teach"] == before["distill"] == 1 and before["measure"] > 1
+    assert not survey(runs).goes
+    pipeline("export", "small", "--format", "ort", "--runs", runs)
+    with_export = stages(runs)
     assert with_export["export-ort"] > 0
-    pipeline("prune", "--runs", tmp_path, "--yes")
-    assert stages(tmp_path) == with_export
-    shutil.rmtree(tmp_path / "small-export")
-    pipeline("prune", "--runs", tmp_path, "--yes")
-    assert stages(tmp_path) == after
+    (note,) = (n for n in references.read(runs / ".store") if n.owner.name == "small-export")
+    by_hand = {name.split("/")[0] for name in note.reference.results[:2]}
+    assert by_hand == {"data", "distill"}
+    assert not survey(runs).goes
 
-
-def test_a_killed_run_goes_on_with_what_it_had(small, tmp_path):
-    line = [sys.executable, "-m", "pipeline", "run", str(small), "--runs", str(tmp_path)]
-    process = subprocess.Popen(
-        line, cwd=ROOT, stderr=subprocess.DEVNULL, preexec_fn=heed_interrupts
-    )
-    try:
-        while not list(tmp_path.glob(".store/teach/*/record.json")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        assert "under way since" in pipeline("prune", "--runs", tmp_path).stdout
-    finally:
-        process.kill()
-        process.wait(60)
-    asked = pipeline("prune", "--runs", tmp_path, "--yes")
-    assert stages(tmp_path)["teach"] == 1
-    assert "stopped before its report" in asked.stdout
-    done = pipeline("run", small, "--runs", tmp_path)
-    lines = {line.split()[0]: line for line in done.stderr.splitlines() if line.strip()}
-    assert "there already" in lines["teach"]
+    shutil.rmtree(runs / "small-export")
+    asked = pipeline("prune", "--runs", runs)
+    assert "Nothing was removed: --yes removes it." in asked.stdout
+    assert "export-ort" in asked.stdout and stages(runs) == with_export
+    assert "Removed" in pipeline("prune", "--runs", runs, "--yes").stdout
+    assert stages(runs) == before
+    assert "Nothing to do" in pipeline("run", settings, "--runs", runs).stderr
