@@ -552,6 +552,7 @@ def pipeline(*words):
     return done
 
 
+@pytest.mark.slow
 def test_after_pruning_a_real_run_finds_all_its_results_and_a_deleted_export_none(tmp_path):
     make_set(tmp_path / "set", train=60, test=20)
     settings, runs = tmp_path / "small.toml", tmp_path / "runs"
