@@ -154,10 +154,18 @@ def of_row(row: summary.ArtifactRow, folder: Path) -> Target:
     """
     if reason := _unfit(row, folder):
         raise ConfigError(f"{row.title} of {folder} cannot be timed: {reason}")
-    assert row.path is not None
-    if not row.sha256:
+    return replace(_target(file_of_row(row, folder)), title=f"{row.title} of {folder}")
+
+
+def file_of_row(row: summary.ArtifactRow, folder: Path) -> Path:
+    """The file of one row of the report in `folder`, and no other, whatever its format.
+
+    Raises `StoreError` where it is gone, `ExportError` where it was altered or has no checksum.
+    """
+    if not row.sha256 or row.path is None:
         raise ExportError(f"{row.title} of {folder} has no checksum: it may be any file")
-    return replace(_target(folder / row.path), title=f"{row.title} of {folder}")
+    _check_file(row, folder / row.path)
+    return folder / row.path
 
 
 def _of_run(folder: Path) -> Iterator[tuple[summary.ArtifactRow, str | None]]:
@@ -181,16 +189,19 @@ def _unfit(row: summary.ArtifactRow, folder: Path) -> str | None:
     available = module.availability()
     if not available.ok:
         return available.in_full
-    if not path.is_file():
-        raise StoreError(
-            f"{path} is gone", f"Run it again: python -m pipeline run, of {folder.name}."
-        )
+    _check_file(row, path)
+    return None
+
+
+def _check_file(row: summary.ArtifactRow, path: Path) -> None:
+    """Raise where the file of `row`, at `path`, is gone or another."""
+    if not path.exists():
+        raise StoreError(f"{path} is gone", "Run it again: python -m pipeline run.")
     if row.sha256 and file_sha256(path) != row.sha256:
         raise ExportError(
             f"{path} is not the file that was exported: its checksum is another",
             remedy="Run the pipeline again, or time the file by its path.",
         )
-    return None
 
 
 def _target(path: Path) -> Target:

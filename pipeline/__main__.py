@@ -240,12 +240,18 @@ def prune(
     stopped: Annotated[
         bool, typer.Option("--stopped", help="Give up runs that were stopped before their report.")
     ] = False,
+    older: Annotated[
+        bool,
+        typer.Option(
+            "--older", help="Give up results of earlier versions that no run in the folder needs."
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
 ) -> None:
     """Remove results that no run needs, after showing what and how much."""
     from pipeline import pruning
 
-    plan = pruning.survey(store or runs / ".store", runs, stopped=stopped)
+    plan = pruning.survey(store or runs / ".store", runs, stopped=stopped, older=older)
     _print(pruning.shown(plan))
     if not plan.goes:
         return

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from benchmarks import instructions
+from benchmarks import instructions, targets
 from benchmarks.stats import unpaired_interval
 from pipeline import comparing, in_turn
 from pipeline.errors import ConfigError, PipelineError
@@ -161,6 +161,7 @@ class _Pair:
 
 
 Verdict = tuple[State, str]
+SAME = "it is the same file"
 
 
 def _accuracy(pair: _Pair, rule: Rule) -> Verdict:
@@ -169,7 +170,8 @@ def _accuracy(pair: _Pair, rule: Rule) -> Verdict:
         return "not judged", "top-1 was not measured in both runs"
     if not pair.same_images:
         return "not judged", "the two were tested on different images"
-    told = f"{points(found.value)} points of top-1 ({points_interval(found.ci95)})"
+    how = "" if found.paired else ", unpaired and so wider: a run kept no answers to them"
+    told = f"{points(found.value)} points of top-1 ({points_interval(found.ci95)}{how})"
     return _worse(-100 * found.ci95[1], rule.most, f"{told}, {rule.most:g} may be lost")
 
 
@@ -210,9 +212,9 @@ def _latency(pair: _Pair, rule: LatencyRule) -> Verdict:
 
 
 def _in_turn(pair: _Pair, rule: LatencyRule) -> Verdict:
-    if pair.old.sha256 and pair.old.sha256 == pair.new.sha256:
-        return "passed", "it is the same file"
     try:
+        if _same_file(pair):
+            return _worse(1.0, rule.most, SAME)
         found = in_turn.measure(pair.old_folder, pair.old, pair.new_folder, pair.new, rule.rounds)
     except PipelineError as error:
         return "not judged", error.message
@@ -226,15 +228,21 @@ def _in_turn(pair: _Pair, rule: LatencyRule) -> Verdict:
 def _instructions(pair: _Pair, rule: Rule) -> Verdict:
     if pair.new.format != "onnx":
         return "not judged", "only ONNX files' instructions are counted"
-    if pair.old.sha256 and pair.old.sha256 == pair.new.sha256:
-        return "passed", "it is the same file"
-    assert pair.old.path is not None and pair.new.path is not None
     try:
-        old = instructions.count(pair.old_folder / pair.old.path).per_inference
-        new = instructions.count(pair.new_folder / pair.new.path).per_inference
+        if _same_file(pair):
+            return _worse(1.0, rule.most, SAME)
+        old = instructions.count(targets.file_of_row(pair.old, pair.old_folder)).per_inference
+        new = instructions.count(targets.file_of_row(pair.new, pair.new_folder)).per_inference
     except PipelineError as error:
         return "not judged", error.message
     return _worse(new / old, rule.most, f"{new:,} against {old:,}, {rule.most:g} times are allowed")
+
+
+def _same_file(pair: _Pair) -> bool:
+    """Whether the two are one file. Raises `PipelineError` where either is not what it was."""
+    for row, folder in ((pair.old, pair.old_folder), (pair.new, pair.new_folder)):
+        targets.file_of_row(row, folder)
+    return pair.old.sha256 == pair.new.sha256
 
 
 def _worse(least: float, most: float, told: str) -> Verdict:

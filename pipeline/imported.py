@@ -75,6 +75,7 @@ def find(
                 f"{path} holds neither a run's report nor a checkpoint",
                 remedy="Name a run, runs/.store/distill/<key>, a weights file, or a network.",
             )
+        context.store.refer(found)
         return found, None
     if path.suffix in SUFFIXES:
         if origin.labels is None and folders:
@@ -105,6 +106,7 @@ def _of_run(folder: Path, store: Store) -> tuple[Checkpoint, Report]:
             f"the student of run '{report.run}' is not in the store: {home}",
             remedy="Name the store with --store, or run it again.",
         )
+    store.refer(found)
     return found, report
 
 

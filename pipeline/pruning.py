@@ -4,22 +4,22 @@ Kept are, with everything that they were made of, the results that a note in the
 (`pipeline.references`): those of every run whose folder is there, of runs under way, and of runs
 that were stopped before their report. The state that a stopped training goes on from is kept, too.
 Both are dropped only by `stopped`. A run of before there were notes does not say what it needs:
-while its folder is there, all that may be its own is kept. (Of such a result itself it is not known
-what it was made of; its intermediate results, answers to views and fine-tuned networks, may go.)
+while its folder is there, all that may be its own is kept, and results of such versions that no
+note reaches are dropped only by `older`, for runs of other folders may be theirs.
 
-A result is renamed before it is deleted, under its lock, and only if no run has asked for it since:
+A result is renamed before it is deleted, under its lock, and only if no run under way has asked
+since for it, or for what was made of it (what a run asks for later it finds gone, and makes anew):
 a prune that is killed leaves whole results or none. The empty lock files stay, for another process
 may wait on one.
 """
 
 import contextlib
-import json
-import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -30,45 +30,18 @@ from rich.text import Text
 
 from pipeline import references
 from pipeline.errors import StoreError
+from pipeline.kept import Result, Thing, bytes_of, results, uses_of, with_parents
 from pipeline.references import Noted
-from pipeline.store import size_of, writing
+from pipeline.store import writing
 from pipeline.summary import BUNDLE, FILE
 from pipeline.wording import megabytes
 
-KEY = re.compile(r"[0-9a-f]{16}")
 ASIDE = ".pruned"
 """Where results go before they are deleted, inside the store."""
 PARTIAL, LOCKS, RESUME = ".partial", ".locks", ".resume"
 UNFINISHED = "half made"
 STOPPED = "state to go on from"
 LEFT = "left by a prune"
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One folder of a store."""
-
-    kind: str
-    """Its stage, or why it is no result."""
-    name: str
-    """As "teach/0123456789abcdef"."""
-    path: Path
-    bytes: int
-    made: float
-    """Seconds since 1970."""
-
-    @property
-    def lock(self) -> str:
-        """The lock that whoever works on it holds."""
-        return self.name.replace("/", "-", 1)
-
-
-@dataclass(frozen=True)
-class Result(Thing):
-    """A result."""
-
-    uses: tuple[str, ...] | None = None
-    """Names of what it was made of; None where the record, of an earlier version, does not say."""
 
 
 @dataclass(kw_only=True)
@@ -78,6 +51,7 @@ class Plan:
     root: Path
     runs: Path
     stopped: bool
+    older: bool
     """What was asked for: the arguments of `survey`."""
     goes: list[Thing] = field(default_factory=list)
     stays: list[Thing] = field(default_factory=list)
@@ -87,62 +61,50 @@ class Plan:
     """Reasons, for people."""
 
 
-def survey(root: Path, runs: Path, *, stopped: bool = False) -> Plan:
+def survey(root: Path, runs: Path, *, stopped: bool = False, older: bool = False) -> Plan:
     """What of the store `root` nothing refers to; `runs` is looked through for runs without notes.
 
-    With `stopped`, runs that were stopped before their report need nothing any more.
-    Raises `StoreError` where `root` is no store, or a note cannot be read.
+    With `stopped`, runs that were stopped before their report need nothing any more; with `older`,
+    results of earlier versions go that neither a note nor a run in `runs` may need.
+    Raises `StoreError` where `root` is no store, a note cannot be read, or `runs` is no folder and
+    there are results of earlier versions.
     """
     if not (root / LOCKS).is_dir():
         raise StoreError(f"{root} is no store of results", "Name it with --store, or --runs.")
-    notes, plan = references.read(root), Plan(root=root, runs=runs, stopped=stopped)
-    results = {found.name: found for found in _results(root)}
-    needed = _with_parents(_asked(plan, notes, set(results), stopped), results)
-    needed |= _perhaps(plan, runs, notes, [r for r in results.values() if r.name not in needed])
-    for result in results.values():
-        used = result.name in needed or references.is_held(root / LOCKS / result.lock)
-        (plan.stays if used else plan.goes).append(result)
-    _leftovers(plan, results, stopped=stopped and not any(note.alive for note in notes))
+    plan = Plan(root=root, runs=runs, stopped=stopped, older=older)
+    notes, there = references.read(root), {found.name: found for found in results(root)}
+    asked = _asked(plan, notes, set(there))
+    uses = {name: each.uses or () for name, each in there.items()}
+    needed = with_parents(asked, lambda name: uses.get(name, ()))
+    needed |= _perhaps(plan, notes, [each for each in there.values() if each.name not in needed])
+    closed = 0
+    for result in there.values():
+        held = result.name not in needed and references.holds(root / LOCKS / result.lock)
+        (plan.goes if held is False and result.name not in needed else plan.stays).append(result)
+        closed += held is None
+    if closed:
+        plan.told.append(
+            f"{_count(closed)} stay, for it cannot be told whether anybody works on them: their "
+            f"locks in {root / LOCKS} may not be opened."
+        )
+    _leftovers(plan, there, stopped=stopped and not any(note.alive for note in notes))
     return plan
-
-
-def _results(root: Path) -> Iterator[Result]:
-    for home in sorted(root.glob("[!.]*/*")):
-        if not home.is_dir() or not KEY.fullmatch(home.name):
-            continue
-        record, uses = home / "record.json", None
-        try:
-            listed = json.loads(record.read_text(encoding="utf-8")).get("uses")
-            uses = None if listed is None else tuple(listed)
-        except (OSError, ValueError, AttributeError, TypeError):
-            pass  # damaged: whoever asks for it makes it anew
-        made = (record if record.exists() else home).stat().st_mtime
-        stage = home.parent.name
-        yield Result(stage, f"{stage}/{home.name}", home, _bytes(home), made, uses)
 
 
 def _time(path: Path) -> float:
     return path.stat().st_mtime if path.exists() else 0.0
 
 
-def _bytes(path: Path) -> int:
-    """What `path` holds; somebody may be working in it."""
-    try:
-        return size_of(path)
-    except FileNotFoundError:
-        return 0
-
-
-def _asked(plan: Plan, notes: Sequence[Noted], there: set[str], stopped: bool) -> set[str]:
+def _asked(plan: Plan, notes: Sequence[Noted], there: set[str]) -> set[str]:
     """Names of the results that notes ask for; the notes that count no more are `forgotten`."""
     found = set[str]()
     for note in notes:
         own = there & set(note.reference.results)
-        why = _why(note, len(own), stopped)
+        why = _why(plan, note, len(own))
         if why is None:
             plan.forgotten.append(note)
             if own and note.reference.finished:
-                plan.told.append(f"{note.owner} is gone: nothing stays for its sake.")
+                plan.told.append(f"{note.owner} is gone or moved: nothing stays for its sake.")
             continue
         found |= own
         if why:
@@ -150,45 +112,60 @@ def _asked(plan: Plan, notes: Sequence[Noted], there: set[str], stopped: bool) -
     return found
 
 
-def _why(note: Noted, own: int, stopped: bool) -> str | None:
+def _why(plan: Plan, note: Noted, own: int) -> str | None:
     """Why the `own` results of a note stay, "" where that is a matter of course; None: they go."""
-    name = note.owner.name
-    if note.alive:
-        return f"'{name}' {note.told}: what it uses stays."
+    name, place = note.owner.name, note.owner.parent
     if not note.reference.finished:
+        if note.alive:
+            return f"'{name}' {note.told}: what it uses stays."
         kept = f"'{name}' {note.told}: {_count(own)} of it stay. --stopped gives them up."
-        return None if stopped or not own else kept
-    if not note.owner.parent.exists():
+        return None if plan.stopped or not own else kept
+    if _found(note, plan.runs):
+        return ""
+    # An empty folder may be one that another disk comes to lie in; with the store in it, it is not.
+    empty = not place.is_dir() or not any(_homes(place))
+    if empty and place != plan.root.resolve().parent:
         return (
-            f"{note.owner} cannot be seen, nor its folder (not mounted?): what it needs stays. "
-            f"If it is gone for good, delete {note.file}."
+            f"{note.owner} cannot be seen, nor anything beside it (not mounted?): what it needs "
+            f"stays. If it is gone for good, delete {note.file}."
         )
-    return "" if note.owner.exists() else None
+    return None
 
 
-def _with_parents(asked: set[str], results: Mapping[str, Result]) -> set[str]:
-    """`asked`, and whatever they were made of."""
-    found, left = set[str](), list(asked)
-    while left:
-        name = left.pop()
-        if name in results and name not in found:
-            found.add(name)
-            left += results[name].uses or ()
-    return found
+def _found(note: Noted, runs: Path) -> bool:
+    """Whether the owner of a note is there, under its name or another one."""
+    mark = note.reference.mark
+    if note.owner.exists() and (mark is None or references.mark_of(note.owner) in (None, mark)):
+        return True
+    beside = (home for folder in (note.owner.parent, runs) for home in _homes(folder))
+    return mark is not None and any(references.mark_of(home) == mark for home in beside)
 
 
-def _perhaps(plan: Plan, runs: Path, notes: Sequence[Noted], others: Sequence[Result]) -> set[str]:
+def _homes(folder: Path) -> list[Path]:
+    """What lies in a folder of runs."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(home for home in found if not home.name.startswith("."))
+
+
+def _perhaps(plan: Plan, notes: Sequence[Noted], others: Sequence[Result]) -> set[str]:
     """Those of `others` that runs of before there were notes may need.
 
     What such a run asked for was there before its report, and mostly from before notes, too.
     """
-    found = set[str]()
-    for home in sorted(runs.iterdir()) if runs.is_dir() else ():
+    found, old = set[str](), {each.name for each in others if each.older}
+    if old and not plan.runs.is_dir():
+        raise StoreError(
+            f"{plan.root} has {_count(len(old))} of an earlier version, which do not say whose "
+            f"they are, and {plan.runs} is no folder of runs",
+            "Name the folder of the runs with --runs.",
+        )
+    for home in _homes(plan.runs):
         parts = [home / name for name in (FILE, "metrics", BUNDLE)]
         times = [part.stat().st_mtime for part in parts if part.exists()]
-        own = [note for note in notes if note.owner == home.resolve()]
+        mark = references.mark_of(home)
+        own = [n for n in notes if n.owner == home.resolve() or (mark and n.reference.mark == mark)]
         says = any(note.reference.finished for note in own) or (own and not (home / FILE).exists())
-        if home.name.startswith(".") or not times or says:
+        if not times or says:
             continue
         its = {each.name for each in others if each.uses is None or each.made <= max(times)}
         if its:
@@ -198,18 +175,24 @@ def _perhaps(plan: Plan, runs: Path, notes: Sequence[Noted], others: Sequence[Re
                 "its settings, and it says so; or delete its folder."
             )
         found |= its
+    if (left := old - found) and not plan.older:
+        plan.told.append(
+            f"{_count(len(left))} of an earlier version stay, which no run in {plan.runs} needs; "
+            "runs of other folders may. --older gives them up."
+        )
+        found |= left
     return found
 
 
 def _leftovers(plan: Plan, results: Mapping[str, Result], *, stopped: bool) -> None:
     """What is no result: halves of dead processes, states to go on from, what a prune left."""
     for path in sorted((plan.root / ASIDE).glob("*")):
-        plan.goes.append(Thing(LEFT, path.name, path, _bytes(path), _time(path)))
+        plan.goes.append(Thing(LEFT, path.name, path, bytes_of(path), _time(path)))
     for path in sorted((plan.root / PARTIAL).glob("*")):
         name = "/".join(path.name.removesuffix(RESUME).rsplit("-", 1))
         kind = STOPPED if path.name.endswith(RESUME) else UNFINISHED
-        thing = Thing(kind, name, path, _bytes(path), _time(path))
-        if references.is_held(plan.root / LOCKS / thing.lock):
+        thing = Thing(kind, name, path, bytes_of(path), _time(path))
+        if references.holds(plan.root / LOCKS / thing.lock) is not False:
             plan.stays.append(thing)
         elif kind == UNFINISHED or stopped or name in results:
             plan.goes.append(thing)
@@ -259,7 +242,8 @@ def remove(plan: Plan) -> str:
 
     Raises `StoreError` where the store may not be written.
     """
-    now = survey(plan.root, plan.runs, stopped=plan.stopped)  # a question may stand for hours
+    # A question may stand for hours.
+    now = survey(plan.root, plan.runs, stopped=plan.stopped, older=plan.older)
     goes = [thing for thing in plan.goes if thing in now.goes]
     forgotten = [note for note in plan.forgotten if note in now.forgotten]
     with writing(plan.root):
@@ -284,9 +268,11 @@ def _removed(root: Path, thing: Thing, forgotten: Sequence[Noted]) -> bool:
     try:
         # A run says what it needs under this lock, before it looks whether that is there.
         # Of what is no result, only a living process makes any use.
-        count = (n for n in references.read(root) if n.alive or isinstance(thing, Result))
-        asked = any(thing.name in n.reference.results for n in count if n not in forgotten)
-        if asked or not thing.path.exists():
+        count = [n for n in references.read(root) if n.alive or isinstance(thing, Result)]
+        asked = {name for n in count if n not in forgotten for name in n.reference.results}
+        if isinstance(thing, Result):
+            asked = with_parents(asked, partial(uses_of, root))
+        if thing.name in asked or not thing.path.exists():
             return False
         aside = root / ASIDE / f"{thing.lock}-{secrets.token_hex(4)}"
         aside.parent.mkdir(exist_ok=True)

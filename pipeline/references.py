@@ -4,12 +4,15 @@ The reports cannot tell: they name neither data nor measurements, a run that is 
 stopped has none, and one store may serve several folders of runs. So each process writes a note of
 its own, ``.runs/<name>-<random>.json`` in the store, before it reads or makes a result. It holds
 the lock beside the note for as long as it lives, and the operating system releases that when it
-dies. A note counts for as long as what it was written for is there.
+dies. A note counts for as long as what it was written for is there, which a run's folder also is
+under another name beside it: note and folder have the same mark.
 """
 
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +24,8 @@ from pipeline.errors import StoreError
 
 FOLDER = ".runs"
 """Of the notes, inside a store."""
+MARK = ".mark"
+"""A file in a run's folder that tells it from another of the same name."""
 
 
 class Reference(BaseModel):
@@ -35,6 +40,8 @@ class Reference(BaseModel):
     finished: bool = False
     results: tuple[str, ...] = ()
     """As "teach/0123456789abcdef"; the last one may have been stopped before it was made."""
+    mark: str | None = None
+    """What the folder of a finished run has in its file `MARK`; None for a page or the like."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,13 @@ class Noted:
 
     file: Path
     reference: Reference
-    alive: bool
-    """Whether its process is still there."""
+    held: bool | None
+    """Whether its process is still there; None where nobody may tell."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process may still be there."""
+        return self.held is not False
 
     @property
     def owner(self) -> Path:
@@ -55,8 +67,10 @@ class Noted:
     def told(self) -> str:
         """How it stands with a run that has not finished, as "under way since ..."."""
         since = self.reference.since
-        if self.alive:
+        if self.held:
             return f"under way since {since}"
+        if self.held is None:
+            return f"under way or stopped (its lock may not be opened here); begun {since}"
         return f"stopped before its report; begun {since}"
 
 
@@ -65,6 +79,7 @@ class Note:
 
     def __init__(self, root: Path, owner: Path) -> None:
         """For `owner`, whose results lie in the store `root`."""
+        self._owner = owner.resolve()
         self._folder = root / FOLDER
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file = self._folder / f"{owner.name}-{secrets.token_hex(4)}.json"
@@ -72,7 +87,7 @@ class Note:
         self._lock = FileLock(_lock_of(self._file))
         self._lock.acquire(timeout=0)
         # Relative, for runs are moved with their store; resolved, for links lead to a store, too.
-        of = os.path.relpath(owner.resolve(), root.resolve())
+        of = os.path.relpath(self._owner, root.resolve())
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         self._write(Reference(of=Path(of).as_posix(), since=now))
 
@@ -85,15 +100,26 @@ class Note:
     def finish(self, *, replaces: bool = True) -> None:
         """Say that this is all: it stands in the place of all earlier notes of the same owner.
 
-        Unless `replaces`, only in that of those that asked for nothing else.
+        Unless `replaces`, only in that of those that asked for nothing else. Notes of a folder that
+        had the same name stay, for it may have another by now; `pipeline.pruning` looks for it.
         """
-        self._write(self._reference.model_copy(update={"finished": True}))
-        for other in read(self._folder.parent):
-            same = other.reference.of == self._reference.of
+        mark = self._mark()
+        self._write(self._reference.model_copy(update={"finished": True, "mark": mark}))
+        for other in _readable(self._folder.parent):
+            same = other.reference.of == self._reference.of and other.reference.mark in (None, mark)
             if not same or other.file == self._file or other.alive:
                 continue
             if replaces or set(other.reference.results) <= set(self._reference.results):
                 forget(other)
+
+    def _mark(self) -> str | None:
+        """That of the owner's folder, which gets one if it has none."""
+        if not self._owner.is_dir():
+            return None
+        if not (found := mark_of(self._owner)):
+            found = secrets.token_hex(8)
+            (self._owner / MARK).write_text(found, encoding="utf-8")
+        return found
 
     def close(self) -> None:
         """The process is through with it, finished or not."""
@@ -112,31 +138,74 @@ def _lock_of(file: Path) -> Path:
 
 def read(root: Path) -> list[Noted]:
     """All notes in the store `root`. Raises `StoreError` for one that cannot be read."""
-    found = []
-    for file in sorted((root / FOLDER).glob("*.json")):
-        try:
-            body = json.loads(file.read_text(encoding="utf-8"))
-            reference = Reference.model_validate(body)
-        except FileNotFoundError:  # forgotten just now
-            continue
-        except (ValueError, ValidationError) as error:
-            raise StoreError(
-                f"what a run needs cannot be read: {file}: {error}",
-                "Delete that file; the next run of the same settings writes it anew.",
-            ) from error
-        found.append(Noted(file, reference, is_held(_lock_of(file))))
-    return found
+    found = (_read(file) for file in _files(root))
+    return [note for note in found if note is not None]
 
 
-def is_held(lock: Path) -> bool:
-    """Whether a living process holds `lock`, or nobody may tell."""
-    if not lock.exists():
-        return False
+def _readable(root: Path) -> Iterator[Noted]:
+    """Those notes in the store `root` that can be read."""
+    files: list[Path] = []
+    with suppress(StoreError):
+        files = _files(root)
+    for file in files:
+        with suppress(StoreError):
+            note = _read(file)
+            if note is not None:
+                yield note
+
+
+def _files(root: Path) -> list[Path]:
+    try:  # not by glob, to which a folder that it may not read is an empty one
+        return sorted(file for file in (root / FOLDER).iterdir() if file.suffix == ".json")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _closed(root / FOLDER, error) from error
+
+
+def _read(file: Path) -> Noted | None:
+    """One note; None where it was forgotten just now."""
     try:
+        body = json.loads(file.read_text(encoding="utf-8"))
+        reference = Reference.model_validate(body)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _closed(file, error) from error
+    except (ValueError, ValidationError) as error:
+        raise StoreError(
+            f"what a run needs cannot be read: {file}: {error}",
+            "Delete that file; the next run of the same settings writes it anew.",
+        ) from error
+    return Noted(file, reference, holds(_lock_of(file)))
+
+
+def _closed(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"what a run needs may not be read: {path}: {error.strerror}",
+        "Do this as the user who wrote it, or let others read it.",
+    )
+
+
+def mark_of(folder: Path) -> str | None:
+    """The mark of a run's folder; None where it has none."""
+    try:
+        return (folder / MARK).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def holds(lock: Path) -> bool | None:
+    """Whether a living process holds `lock`; None where nobody may tell."""
+    try:
+        if not lock.exists():
+            return False
         with FileLock(lock).acquire(timeout=0):
             return False
-    except (Timeout, PermissionError):
+    except Timeout:
         return True
+    except OSError:  # another user's, or on a disk that is only read
+        return None
 
 
 def forget(noted: Noted) -> None:
@@ -148,18 +217,13 @@ def forget(noted: Noted) -> None:
 def unfinished(runs: Path) -> dict[str, str]:
     """How it stands with the runs in the folder `runs` that are under way or were stopped, by name.
 
-    Of those whose results are in the store inside it; empty where its notes cannot be read.
+    Of those whose results are in the store inside it, and whose notes can be read.
     """
-    try:
-        notes = read(runs / ".store")
-    except StoreError:
-        return {}
+    notes = _readable(runs / ".store")
     own = [each for each in notes if each.owner.parent == runs.resolve()]
-    told = {}
-    for each in sorted(own, key=lambda each: (each.alive, each.reference.since)):
-        if each.alive or not each.reference.finished:
-            told[each.owner.name] = each.told
-    return told
+    own = [each for each in own if not each.reference.finished]
+    ordered = sorted(own, key=lambda each: (each.alive, each.reference.since))
+    return {each.owner.name: each.told for each in ordered}
 
 
 def told(folder: Path) -> str:

@@ -155,6 +155,28 @@ class Store:
             self._notes.remove(note)
             note.close()
 
+    def refer(self, result: Result) -> None:
+        """Note as needed a `result` that was loaded by hand; nothing where this store has it not.
+
+        Raises `StoreError` when the store cannot be written.
+        """
+        if self.team.leads and (name := self._name(result)):
+            with writing(self.root):
+                for note in self._notes:
+                    note.add(name)
+
+    def _name(self, result: Result) -> str | None:
+        """As "teach/0123456789abcdef"; None where it lies elsewhere.
+
+        By where the folders are: a path may be absolute, relative, or through a link, and the
+        folder of a stage may be a link out of the store.
+        """
+        root = self.root.resolve()
+        for home in (result.folder.absolute(), result.folder.resolve()):
+            if home.parent.parent.resolve() == root:
+                return f"{home.parent.name}/{home.name}"
+        return None
+
     def get(
         self,
         kind: type[R],
@@ -288,8 +310,7 @@ class Store:
 
     def _used(self, parents: Sequence[Result], inside: Sequence[Outcome]) -> list[str]:
         """Names of the results that one was made of: its parents, and what its work asked for."""
-        stored = [each.folder for each in parents if each.folder.parent.parent == self.root]
-        names = {f"{folder.parent.name}/{folder.name}" for folder in stored}
+        names = {name for each in parents if (name := self._name(each))}
         return sorted(names | {f"{each.stage}/{each.key}" for each in inside})
 
     @staticmethod

@@ -55,6 +55,7 @@ def of_run(report: Report, context: Context) -> Dataset:
     for home in sorted((context.store.root / "data").glob("*")):
         found = Store.load(Dataset, home)
         if found is not None and found.digest == report.dataset.digest:
+            context.store.refer(found)
             return found
     raise DataError(
         f"the images of run '{report.run}' are not in the store {context.store.root}",

@@ -11,8 +11,9 @@ import pytest
 from pytest import approx
 
 from benchmarks import publishing
-from benchmarks.experiments import distillation, pages, training
-from pipeline.errors import ConfigError
+from benchmarks.experiments import commands, distillation, pages, training
+from pipeline import references
+from pipeline.errors import ConfigError, StoreError
 from pipeline.machine import cpu_name
 from tests.pictures import make_set
 
@@ -339,6 +340,31 @@ def test_the_tournament_that_ships_can_be_read():
     rows = {row.name: row for row in entries.rows}
     assert rows["function matching"].words.endswith(", augment.mixup 1")
     assert rows["kd, mild"].words.endswith(", 4 kept views")
+
+
+@pytest.mark.parametrize("experiment", ["distillation", "quantization"])
+def test_results_are_needed_by_a_page_only_when_it_is_written(tmp_path, monkeypatch, experiment):
+    seen = []
+
+    def nothing(_, store):  # what it does is none of this test's
+        seen.append(references.read(store.root))
+        return []
+
+    def full(*_):
+        raise StoreError("no space left")
+
+    monkeypatch.setattr(f"benchmarks.experiments.{experiment}.run", nothing)
+    for name in ("gain_facts", "gain_tables", "int8_facts", "int8_tables"):
+        monkeypatch.setattr(pages, name, lambda _: [])
+    monkeypatch.setattr(commands, "publish", full)
+    plan = ROOT / "benchmarks" / "experiments" / "tournament.toml"
+    more = {"folder": []} if experiment == "quantization" else {}
+    if more:
+        plan = plan.with_name("quantization.toml")
+    with pytest.raises(StoreError, match="no space left"):
+        getattr(commands, experiment)(plan, [], store=tmp_path / "s", out=tmp_path / "x.md", **more)
+    (before,), (after,) = seen[0], references.read(tmp_path / "s")
+    assert before.alive and not after.alive and not after.reference.finished
 
 
 def test_what_an_entrant_changes_of_the_recipe_is_said_of_its_baseline_too(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import models
-from pipeline import bundle, exporting, imported
+from pipeline import bundle, exporting, imported, references
 from pipeline.errors import CheckpointError, ConfigError, DataError, VerificationError
 from pipeline.store import Store
 from runtime import onnx_runtime
@@ -140,11 +140,16 @@ def test_a_network_by_its_name(tmp_path):
 def test_a_stores_folder(exported, tmp_path):
     runs, _, report = exported
     folder = runs / ".store" / "import" / report.model("student").key
-    store = Store(tmp_path)
-    found, past = imported.find(
-        str(folder), imported.Origin(), None, exporting.context_of(store), runs
-    )
-    assert past is None and found.key == report.model("student").key
+    own, other = Store(runs / ".store"), Store(tmp_path)
+    for store, noted in ((own, (f"import/{folder.name}",)), (other, ())):
+        with store.referred_by(tmp_path / "x"):
+            found, past = imported.find(
+                str(folder), imported.Origin(), None, exporting.context_of(store), runs
+            )
+            (note,) = (n for n in references.read(store.root) if n.owner == tmp_path / "x")
+            assert note.reference.results == noted
+        references.forget(note)
+        assert past is None and found.key == report.model("student").key
 
 
 def test_a_store_folder_knows_its_own_network(exported):

@@ -117,7 +117,7 @@ def test_two_files_of_one_network_timed_in_turn_are_not_certainly_apart(tmp_path
         ("gone", "before.onnx is gone"),
         ("altered", "before.onnx is not the file that was exported"),
         ({"sha256": None}, "has no checksum"),
-        ({"path": "before.mlpackage", "format": "coreml"}, "says nothing of the format"),
+        ({"format": "coreml"}, "says nothing of the format"),
         ({"latency": None}, "no profile to time them under"),
     ],
 )
@@ -151,8 +151,36 @@ def test_a_profile_that_this_machine_cannot_give_is_told(tmp_path, twins):
 
 def test_the_same_file_is_not_timed_against_itself(tmp_path, twins):
     _, now = twins
-    _, (found,) = judged(tmp_path, {"latency": IN_TURN}, now, now)
-    assert (found.state, found.told) == ("passed", "it is the same file")
+    for most, state in ((1.0, "passed"), (0.9, "failed")):  # it is not faster than itself
+        rules = {"latency": IN_TURN | {"most": most}, "instructions": {"most": most}}
+        _, found = judged(tmp_path, rules, now, now)
+        assert [(each.state, each.told) for each in found] == [(state, gate.SAME)] * 2
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"), [("gone", "is gone"), ("altered", "is not the file that was exported")]
+)
+def test_a_file_that_is_not_what_it_was_does_not_pass_for_the_same(tmp_path, twins, harm, said):
+    before, now = twins
+    path = tmp_path / "now.onnx"
+    rules = {"latency": IN_TURN, "instructions": {"most": 1.0}}
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes() + b"x")
+    for other in (before, now):
+        _, found = judged(tmp_path, rules, now, other)
+        assert [each.state for each in found] == ["not judged"] * 2
+        assert all("now.onnx " + said in each.told for each in found)
+
+
+def test_where_a_run_kept_no_answers_the_wider_interval_is_said(tmp_path):
+    before, now = run(tmp_path / "before"), run(tmp_path / "now", flips=40)
+    (row,) = now.artifacts
+    bare = now.model_copy(update={"artifacts": (row.model_copy(update={"correct": None}),)})
+    for report, unpaired in ((now, False), (bare, True)):
+        _, (found,) = judged(tmp_path, {"accuracy": {"most": 0.5}}, report, before)
+        assert ("unpaired" in found.told) == unpaired
 
 
 @pytest.mark.parametrize(
@@ -192,12 +220,6 @@ def test_a_file_that_is_gone_fails_and_one_that_never_was_is_refused(tmp_path):
         judged(tmp_path, {"files": ["onnx fp64"], "size": {"most": 2}}, now)
 
 
-def test_the_same_file_costs_the_same(tmp_path):
-    now = run(tmp_path / "now")
-    states, _ = judged(tmp_path, {"instructions": {"most": 1.0}}, now, now)
-    assert states == [("instructions", "passed")]
-
-
 def test_instructions_that_cannot_be_counted_are_not_judged(tmp_path):
     before = run(tmp_path / "before")
     other = [row.model_copy(update={"sha256": "0" * 64}) for row in before.artifacts]
@@ -226,14 +248,20 @@ def test_rules_that_say_nothing_or_something_wrong_are_refused(tmp_path, text, s
         gate.read(tmp_path / "gate.toml")
 
 
+def given(path):
+    path.write_text(path.name)
+    return {"path": path.name, "sha256": file_sha256(path)}
+
+
 @pytest.mark.parametrize(("new", "state"), [(1_100, "failed"), (1_005, "passed"), (900, "passed")])
 def test_instructions_are_those_of_the_new_file_by_those_of_the_old(
     tmp_path, monkeypatch, new, state
 ):
     before = run(tmp_path / "before")
     (old,) = before.artifacts
-    now = before.model_copy(
-        update={"artifacts": (old.model_copy(update={"sha256": "0" * 64, "path": "new"}),)}
+    now = before.model_copy(update={"artifacts": (old.model_copy(update=given(tmp_path / "new")),)})
+    before = before.model_copy(
+        update={"artifacts": (old.model_copy(update=given(tmp_path / "old")),)}
     )
 
     def count(path):

@@ -21,7 +21,7 @@ LEVELS = (
     "exporters",
     "benchmarks",
     "pipeline.logits pipeline.moving pipeline.splits pipeline.checkpoints pipeline.resume "
-    "pipeline.metrics pipeline.optimizing pipeline.sources",
+    "pipeline.metrics pipeline.optimizing pipeline.sources pipeline.kept",
     "pipeline.losses pipeline.policies pipeline.pretrained",
     "pipeline.augment pipeline.context",
     "pipeline.batches",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -17,7 +18,6 @@ from pipeline.records import Measurement
 from pipeline.store import Store, resume_folder
 from pipeline.summary import FILE
 from tests.pictures import make_set
-from tests.signals import heed_interrupts
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,8 +122,77 @@ def test_runs_of_another_folder_on_the_same_store_count(tmp_path):
     plan = survey(runs)
     assert not plan.goes and "cannot be seen" in plan.told[0]
     (tmp_path / "away").rename(others)
-    (others / "far").rmdir()
+    assert prune(runs) == ALL | {"measure": 1}
+    (others / "near").mkdir()
+    shutil.rmtree(others / "far")
     assert prune(runs) == ALL
+
+
+def test_a_folder_of_runs_that_is_empty_may_be_one_that_is_not_mounted(tmp_path):
+    store, place = Store(tmp_path / "big" / "store"), tmp_path / "mount"
+    with store.referred_by(place / "one"):
+        make(store, "teach")
+        (place / "one").mkdir(parents=True)
+    (place / ".store").symlink_to(store.root)
+    shutil.rmtree(place / "one")
+    plan = pruning.survey(place / ".store", place)
+    assert not plan.goes and "nor anything beside it" in plan.told[0]
+    (place / "two").mkdir()
+    assert len(pruning.survey(place / ".store", place).goes) == 1
+
+
+def test_a_run_is_known_by_another_name_and_moved_away_it_is_not(tmp_path):
+    finish(tmp_path, "one")
+    (tmp_path / "one").rename(tmp_path / "one-v1")
+    assert (survey(tmp_path).told, prune(tmp_path)) == ([], ALL)
+    finish(tmp_path, "one", temperature=2)  # its name is free for another
+    both = ALL | {"distill": 2, "answers": 2}
+    assert (survey(tmp_path).told, prune(tmp_path)) == ([], both)
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "one-v1").rename(tmp_path / "archive" / "one-v1")
+    plan = survey(tmp_path)
+    assert f"{tmp_path / 'one'} is gone or moved" in plan.told[0]
+    assert prune(tmp_path) == ALL
+    finish(tmp_path, "one", temperature=3)  # in the same folder: stands in the place of the other
+    assert prune(tmp_path) == ALL
+
+
+def test_what_was_loaded_by_hand_stays_however_its_path_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finish(tmp_path, "one")
+    (home,) = (tmp_path / ".store" / "distill").iterdir()
+    (tmp_path / "link").symlink_to(home)
+    for spelled in (home, home.relative_to(tmp_path), Path("link")):
+        for parents in (True, False):
+            store = Store(Path(".store"))
+            with store.referred_by(Path("exported")):
+                loaded = store.load(Measurement, spelled)
+                assert loaded is not None
+                if parents:
+                    make(store, "export", loaded, spelled=str(spelled))
+                else:
+                    store.refer(loaded)
+                Path("exported").mkdir(exist_ok=True)
+            shutil.rmtree(tmp_path / "one", ignore_errors=True)
+            more = {"export": 1} if parents else {}
+            assert prune(tmp_path) == ALL | more
+    with store.referred_by(Path("exported")):
+        Store(tmp_path / "other").refer(loaded)  # another store has it not
+    assert prune(tmp_path) == {}
+
+
+def test_a_stage_whose_folder_is_a_link_out_of_the_store_is_in_it(tmp_path):
+    (tmp_path / "big").mkdir()
+    store = Store(tmp_path / ".store")
+    store.root.mkdir()
+    (store.root / "data").symlink_to(tmp_path / "big")
+    with store.referred_by(tmp_path / "one"):
+        make(store, "teach", make(store, "data"))
+        (tmp_path / "one").mkdir()
+    with store.referred_by(tmp_path / "one"):
+        store.refer(make(store, "teach", make(store, "data")))
+    (record,) = (store.root / "teach").glob("*/record.json")
+    assert json.loads(record.read_text())["uses"][0].startswith("data/")
 
 
 def test_a_moved_folder_of_runs_keeps_its_results(tmp_path):
@@ -214,6 +283,26 @@ def test_what_a_run_made_use_of_while_the_question_stood_stays(tmp_path):
     assert stages(tmp_path) == ALL and prune(tmp_path) == ALL
 
 
+def test_what_a_result_was_made_of_that_a_run_asks_for_at_the_last_stays(tmp_path, monkeypatch):
+    finish(tmp_path, "one")
+    shutil.rmtree(tmp_path / "one")
+    plan, store = survey(tmp_path), Store(tmp_path / ".store")
+    made = next(thing for thing in plan.goes if thing.kind == "distill")
+    look = pruning.survey
+
+    def late(*words, **more):  # the run begins between the last survey and the removal
+        found = look(*words, **more)
+        loaded = store.load(Measurement, made.path)
+        assert loaded is not None
+        store.refer(loaded)
+        return found
+
+    with store.referred_by(tmp_path / "new"):
+        monkeypatch.setattr(pruning, "survey", late)
+        assert "4 stay" in pruning.remove(plan)
+        assert stages(tmp_path) == ALL
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_at_a_terminal_it_asks(tmp_path):
     import pty
@@ -255,7 +344,94 @@ def test_a_run_of_before_there_were_notes_keeps_all_that_may_be_its_own(tmp_path
             os.utime(record, (later, later))
     assert prune(tmp_path)["distill"] == 1
     finish(tmp_path, "old")
-    assert prune(tmp_path) == {"data": 1, "teach": 1, "distill": 1}
+    assert prune(tmp_path) == ALL  # nobody knows any more whose the `answers` are
+    assert "1 result of an earlier version stay" in survey(tmp_path).told[0]
+    assert prune(tmp_path, older=True) == {"data": 1, "teach": 1, "distill": 1}
+
+
+def test_results_of_before_there_were_notes_stay_where_their_runs_are_not_known(tmp_path):
+    runs, other = tmp_path / "runs", tmp_path / "other"
+    finish(runs, "old")
+    of_before(runs)
+    for older in (False, True):
+        with pytest.raises(StoreError, match=f"4 results of an earlier .* {other} is no folder"):
+            pruning.survey(runs / ".store", other, older=older)
+    other.mkdir()
+    plan = pruning.survey(runs / ".store", other)
+    assert not plan.goes and "4 results of an earlier version stay" in plan.told[0]
+    assert len(pruning.survey(runs / ".store", other, older=True).goes) == 4
+    assert not pruning.survey(runs / ".store", runs, older=True).goes
+
+
+def test_a_damaged_note_harms_no_other_run(tmp_path):
+    finish(tmp_path, "one")
+    (note,) = references.read(tmp_path / ".store")
+    note.file.write_text("")
+    finish(tmp_path, "two")
+    with pytest.raises(RuntimeError), Store(tmp_path / ".store").referred_by(tmp_path / "three"):
+        raise RuntimeError("no power")
+    assert list(references.unfinished(tmp_path)) == ["three"]
+    note.file.unlink()
+    assert [n.reference.finished for n in references.read(tmp_path / ".store")] == [False, True]
+
+
+AS_ANOTHER = """
+import os, sys
+from pathlib import Path
+from pipeline import pruning, references, summary
+from pipeline.errors import StoreError
+
+runs, how = Path(sys.argv[1]), sys.argv[2]
+plan = pruning.survey(runs / ".store", runs)  # loads all that is needed as the one who may
+os.setegid(12345)
+os.seteuid(12345)
+if how == "locks":
+    print(references.unfinished(runs))
+    plan = pruning.survey(runs / ".store", runs)
+    print(len(plan.goes), *plan.told)
+try:
+    references.read(runs / ".store")
+except StoreError as error:
+    print(error.message)
+"""
+
+
+@pytest.fixture
+def shared():
+    """A folder that other users may read; those of pytest are closed to them."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def as_another(runs, how):
+    line = [sys.executable, "-c", AS_ANOTHER, str(runs), how]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0, reason="only root becomes another user"
+)
+def test_where_no_lock_may_be_opened_nothing_false_is_told(shared):
+    finish(shared, "one")
+    finish(shared, "two", temperature=2)
+    shutil.rmtree(shared / "two")
+    with pytest.raises(RuntimeError), Store(shared / ".store").referred_by(shared / "three"):
+        raise RuntimeError("no power")
+    for lock in (shared / ".store").rglob("*"):
+        if lock.is_file() and (lock.suffix == ".lock" or lock.parent.name == ".locks"):
+            lock.chmod(0o600)
+    told = as_another(shared, "locks")
+    assert "{'three': 'under way or stopped (its lock may not be opened here); begun" in told
+    assert "\n0 " in told and "2 results stay, for it cannot be told" in told
+    assert "'one'" not in told
+    for note in (shared / ".store" / references.FOLDER).glob("*.json"):
+        note.chmod(0o600)
+    assert "may not be read" in as_another(shared, "notes")
+    (shared / ".store" / references.FOLDER).chmod(0o700)
+    assert "may not be read" in as_another(shared, "notes")
 
 
 def test_a_damaged_record_stays_as_others_do_and_a_damaged_note_stops_it_all(tmp_path):
@@ -314,6 +490,42 @@ def test_a_killed_prune_leaves_whole_results_and_the_next_one_ends_it(tmp_path):
     assert not list((tmp_path / ".store" / pruning.ASIDE).iterdir())
 
 
+GOING = """
+import sys, time
+from pathlib import Path
+from pipeline.store import Store
+from tests.test_pruning import make
+
+runs = Path(sys.argv[1])
+with (store := Store(runs / ".store")).referred_by(runs / "one"):
+    make(store, "teach", make(store, "data"))
+    print("made", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_run_goes_on_with_what_it_had(tmp_path):
+    line = [sys.executable, "-c", GOING, str(tmp_path)]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "made\n"
+        (told,) = survey(tmp_path).told
+        assert "'one' under way since" in told
+        assert references.unfinished(tmp_path)["one"].startswith("under way since")
+    finally:
+        process.kill()
+        process.communicate()
+    (told,) = survey(tmp_path).told
+    assert "'one' stopped before its report" in told
+    assert prune(tmp_path) == {"data": 1, "teach": 1}
+    store = Store(tmp_path / ".store")
+    with store.referred_by(tmp_path / "one"):
+        make(store, "teach", make(store, "data"))
+        (tmp_path / "one").mkdir()
+    assert all(each.reused for each in store.outcomes)
+    assert survey(tmp_path).told == []
+
+
 SETTINGS = """
 name = "small"
 device = "cpu"
@@ -329,18 +541,8 @@ measure = {{ profile = "smoke" }}
 arch = "mobilenet_v2"
 width = 0.25
 stem_stride = 2
-recipe = {{ epochs = {epochs}, batch_size = 16 }}
+recipe = {{ epochs = 1, batch_size = 16 }}
 """
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """The settings file of a run of seconds."""
-    folder = tmp_path_factory.mktemp("small")
-    make_set(folder / "set", train=60, test=20)
-    settings = SETTINGS.format(folder=json.dumps(str(folder / "set")), epochs=1)
-    (folder / "small.toml").write_text(settings, encoding="utf-8")
-    return folder / "small.toml"
 
 
 def pipeline(*words):
@@ -350,52 +552,28 @@ def pipeline(*words):
     return done
 
 
-def test_after_pruning_a_run_finds_all_its_results_and_a_deleted_one_none_of_its_own(
-    small, tmp_path
-):
-    other = ["--set", "student.recipe.epochs=2", "--set", "name=other"]
-    pipeline("run", small, "--runs", tmp_path)
-    pipeline("run", small, "--runs", tmp_path, *other)
-    before = stages(tmp_path)
-    assert before["teach"] == 1 and before["distill"] == 2 and before["measure"] > 4
-    asked = pipeline("prune", "--runs", tmp_path)
-    assert "nothing to remove" in asked.stdout and stages(tmp_path) == before
-
-    shutil.rmtree(tmp_path / "other")
-    asked = pipeline("prune", "--runs", tmp_path)
-    assert "Nothing was removed: --yes removes it." in asked.stdout
-    assert "distill" in asked.stdout and stages(tmp_path) == before
-    asked = pipeline("prune", "--runs", tmp_path, "--yes")
-    after = stages(tmp_path)
-    assert "Removed" in asked.stdout and after["distill"] == after["teach"] == after["data"] == 1
-    assert "Nothing to do" in pipeline("run", small, "--runs", tmp_path).stderr
-
-    pipeline("export", "small", "--format", "ort", "--runs", tmp_path)
-    with_export = stages(tmp_path)
+@pytest.mark.slow
+def test_after_pruning_a_real_run_finds_all_its_results_and_a_deleted_export_none(tmp_path):
+    make_set(tmp_path / "set", train=60, test=20)
+    settings, runs = tmp_path / "small.toml", tmp_path / "runs"
+    text = SETTINGS.format(folder=json.dumps(str(tmp_path / "set")))
+    settings.write_text(text, encoding="utf-8")
+    pipeline("run", settings, "--runs", runs)
+    before = stages(runs)
+    assert before["data"] == before["teach"] == before["distill"] == 1 and before["measure"] > 1
+    assert not survey(runs).goes
+    pipeline("export", "small", "--format", "ort", "--runs", runs)
+    with_export = stages(runs)
     assert with_export["export-ort"] > 0
-    pipeline("prune", "--runs", tmp_path, "--yes")
-    assert stages(tmp_path) == with_export
-    shutil.rmtree(tmp_path / "small-export")
-    pipeline("prune", "--runs", tmp_path, "--yes")
-    assert stages(tmp_path) == after
+    (note,) = (n for n in references.read(runs / ".store") if n.owner.name == "small-export")
+    by_hand = {name.split("/")[0] for name in note.reference.results[:2]}
+    assert by_hand == {"data", "distill"}
+    assert not survey(runs).goes
 
-
-def test_a_killed_run_goes_on_with_what_it_had(small, tmp_path):
-    line = [sys.executable, "-m", "pipeline", "run", str(small), "--runs", str(tmp_path)]
-    process = subprocess.Popen(
-        line, cwd=ROOT, stderr=subprocess.DEVNULL, preexec_fn=heed_interrupts
-    )
-    try:
-        while not list(tmp_path.glob(".store/teach/*/record.json")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        assert "under way since" in pipeline("prune", "--runs", tmp_path).stdout
-    finally:
-        process.kill()
-        process.wait(60)
-    asked = pipeline("prune", "--runs", tmp_path, "--yes")
-    assert stages(tmp_path)["teach"] == 1
-    assert "stopped before its report" in asked.stdout
-    done = pipeline("run", small, "--runs", tmp_path)
-    lines = {line.split()[0]: line for line in done.stderr.splitlines() if line.strip()}
-    assert "there already" in lines["teach"]
+    shutil.rmtree(runs / "small-export")
+    asked = pipeline("prune", "--runs", runs)
+    assert "Nothing was removed: --yes removes it." in asked.stdout
+    assert "export-ort" in asked.stdout and stages(runs) == with_export
+    assert "Removed" in pipeline("prune", "--runs", runs, "--yes").stdout
+    assert stages(runs) == before
+    assert "Nothing to do" in pipeline("run", settings, "--runs", runs).stderr

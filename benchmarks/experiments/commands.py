@@ -79,8 +79,8 @@ def distillation(
     kept = Store(store)
     with kept.referred_by(out):
         found = bench.run(entries, kept)
-    facts, tables = pages.gain_facts(found), pages.gain_tables(found)
-    publish("Distillation methods", origin, facts, tables, found, out)
+        facts, tables = pages.gain_facts(found), pages.gain_tables(found)
+        publish("Distillation methods", origin, facts, tables, found, out)
 
 
 @app.command()
@@ -115,5 +115,5 @@ def quantization(
     kept = Store(store)
     with kept.referred_by(out):
         found = bench.run(entries, kept)
-    facts, tables = pages.int8_facts(found), pages.int8_tables(found)
-    publish("int8 against float and stock quantization", origin, facts, tables, found, out)
+        facts, tables = pages.int8_facts(found), pages.int8_tables(found)
+        publish("int8 against float and stock quantization", origin, facts, tables, found, out)
