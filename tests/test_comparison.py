@@ -212,7 +212,7 @@ def test_a_drift_of_the_host_is_no_difference_in_speed(report, other):
     # its interval reaches into the drift
     assert "no certain difference in speed" in of_speed(report, other, 1.56, 1.08)
     for text in renderings(compare([report, other])):
-        assert "from 0.92 to 1.09 is taken for no difference" in text and "in_turn = true" in text
+        assert "from 0.87 to 1.15 is taken for no difference" in text and "in_turn = true" in text
 
 
 def test_without_intervals_four_times_as_long_is_told_and_that_there_are_none(report, other):
