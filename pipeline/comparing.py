@@ -18,9 +18,9 @@ AGREEMENT = 0.99
 is faulty."""
 DRIFT = (0.87, 1.15)
 """Ratios of p50 within which two runs show no difference in speed: from one run to the next that
-of the very same file was 0.94 to 1.08 times what it was before (README, "Latency, in turn"), that of
-the same network trained anew, five minutes later, 0.99 to 1.11 (benchmarks/LOG.md). No interval from
-within a run knows of that, and few such pairs were seen: hence a little more."""
+of the very same file was 0.94 to 1.08 times what it was before (README, "Latency, in turn"), that
+of the same network trained anew, five minutes later, 0.99 to 1.11 (benchmarks/LOG.md). No interval
+from within a run knows of that, and few such pairs were seen: hence a little more."""
 AnyRow = ModelRow | ArtifactRow
 
 
