@@ -414,7 +414,7 @@ def test_no_more_figures_are_kept_than_there_are_measurements(serve):
 
 
 def test_a_phone_that_goes_away_leaves_what_it_measured(serve, run):
-    serving = serve(gone_s=1.0)
+    serving = serve(gone_s=4.0)
     serving.hello(ways=2)
     serving.post("figures", figures(serving))
     serving.thread.join(20)  # by itself
@@ -452,7 +452,7 @@ def test_a_page_that_is_loaded_again_is_the_same_phone_and_begins_anew(serve, ru
 
 
 def test_a_whole_measurement_is_not_replaced_by_part_of_another(serve, run):
-    serving = serve(phones=2, gone_s=2.0)
+    serving = serve(phones=2, gone_s=5.0)
     serving.hello()
     for file in range(3):
         serving.post("figures", figures(serving, file))
@@ -703,7 +703,7 @@ def test_from_the_command_to_the_figures_in_the_report(open_page, run, finished,
 @pytest.mark.browser
 @pytest.mark.slow
 def test_a_browser_that_is_closed_half_way(open_page, serve, run):
-    serving = serve(gone_s=5.0)
+    serving = serve(gone_s=15.0)
     browser = open_page(serving.url)
     for _ in range(900):
         if any(visit.files for visit in serving.visits._all.values()):
