@@ -72,6 +72,11 @@ class GraphCost(BaseModel):
     operators: dict[str, int]
     """How often each type stands there, the most frequent first."""
 
+    @property
+    def memory_bytes(self) -> int:
+        """Weights and most activations at one time, without the runtime itself."""
+        return self.parameter_bytes + self.peak_activation_bytes
+
 
 def cost(path: Path) -> GraphCost:
     """Count the .onnx file at `path`.

@@ -17,10 +17,10 @@ AGREEMENT = 0.99
 """Share of test images on which a file should name the student's class; a float file that does not
 is faulty."""
 DRIFT = (0.87, 1.15)
-"""Ratios of p50 within which two runs show no difference in speed: from one run to the next that
-of the very same file was 0.94 to 1.08 times what it was before (README, "Latency, in turn"), that
-of the same network trained anew, five minutes later, 0.99 to 1.11 (benchmarks/LOG.md). No interval
-from within a run knows of that, and few such pairs were seen: hence a little more."""
+"""Ratios of p50 within which two runs show no difference in speed: that of the very same file was
+0.92 to 1.00 times what it was six hours before, that of the same network trained anew, five
+minutes later, 0.99 to 1.11 times (benchmarks/LOG.md). No interval from within a run knows of that,
+and few such pairs were seen: hence a little more."""
 AnyRow = ModelRow | ArtifactRow
 
 

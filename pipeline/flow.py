@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from rich.markup import escape
 
 from benchmarks import profiles
 from benchmarks.stats import PairedDifference, paired_difference
@@ -19,7 +18,7 @@ from pipeline.errors import CannotRunHereError, StoreError, require
 from pipeline.images import open_split
 from pipeline.machine import cuda_devices, environment, package_version
 from pipeline.metrics import Logs, title
-from pipeline.progress import console
+from pipeline.progress import console, say
 from pipeline.quantized import Quantized
 from pipeline.records import Dataset
 from pipeline.stages import report
@@ -124,8 +123,7 @@ class _Speaker:
         took = "there already" if reused else f"{spent:.1f} s"
         for i, line in enumerate(lines):
             head, note = ("", "") if i else (stage, took)
-            text = f"[bold]{head:9}[/][dim]{note:>13}[/]  {escape(line)}"
-            console.print(text, highlight=False, soft_wrap=True)
+            say(head, note, line)
 
 
 def _publish(

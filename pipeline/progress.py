@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -42,6 +43,12 @@ _display = Progress(
     refresh_per_second=4,
     disable=not console.is_terminal,
 )
+
+
+def say(part: str, took: str, told: str) -> None:
+    """One line of result: of which part of the work, how long it took, and what it gave."""
+    text = f"[bold]{part:9}[/][dim]{took:>13}[/]  {escape(told)}"
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def silence() -> None:

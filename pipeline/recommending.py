@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import NamedTuple
 
+from benchmarks.stats import side
 from pipeline import soundness
-from pipeline.comparing import AnyRow, Difference, difference
+from pipeline.comparing import AnyRow, difference
 from pipeline.records import Platform
 from pipeline.speeds import Speeds, best_speeds
 from pipeline.summary import ArtifactRow, Report
@@ -214,9 +215,8 @@ def _choose(
     kind = f"{names.pop()} " if len(names) == 1 else ""
     ranked = sorted(rows, key=_order(speeds))
     if len(rows) == 1:
-        return rows[
-            0
-        ], f"the only {kind}file that {f'is {alike}' if alike else 'keeps the accuracy'}"
+        keeps = f"is {alike}" if alike else "keeps the accuracy"
+        return rows[0], f"the only {kind}file that {keeps}"
     keep = f"{len(rows)} {kind}files that {f'are {alike}' if alike else 'keep the accuracy'}"
     if speeds is None:
         return ranked[0], f"the smallest of {keep}; no latencies compare them"
@@ -292,10 +292,7 @@ def _claims(
     change = difference(chosen, row, same_images=True)
     if change and abs(change.value) >= MORE:
         way = "more" if change.value > 0 else "less"
-        amount = f"{abs(100 * change.value):.2f} points {way} accurate{_sure(change)}"
+        sure = "" if side(change.ci95) else " (not certain)"
+        amount = f"{abs(100 * change.value):.2f} points {way} accurate{sure}"
         found.append((change.value > 0, ("is", amount)))
     return found
-
-
-def _sure(change: Difference) -> str:
-    return " (not certain)" if change.ci95[0] <= 0 <= change.ci95[1] else ""

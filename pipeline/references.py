@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
+from pipeline.whole import write_whole
 
 FOLDER = ".runs"
 """Of the notes, inside a store."""
@@ -127,9 +128,7 @@ class Note:
 
     def _write(self, reference: Reference) -> None:
         self._reference = reference
-        aside = self._file.with_suffix(".new")
-        aside.write_text(reference.model_dump_json(indent=1), encoding="utf-8")
-        aside.replace(self._file)
+        write_whole(self._file, reference.model_dump_json(indent=1))
 
 
 def _lock_of(file: Path) -> Path:

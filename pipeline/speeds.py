@@ -10,7 +10,7 @@ from pipeline import on_device
 from pipeline.comparing import comparable
 from pipeline.records import Platform
 from pipeline.summary import ArtifactRow, Report
-from pipeline.wording import number
+from pipeline.wording import number, within
 
 
 class Speeds(NamedTuple):
@@ -27,9 +27,8 @@ class Speeds(NamedTuple):
     def told(self, row: ArtifactRow) -> str:
         """As "0.025 (0.024–0.026) ms on this host"; a row that `of` knows."""
         value, (low, high) = self.ms[id(row)]
-        low, high = number(low), number(high)
-        ends = f" ({low}–{high})" if low != high else ""
-        return f"{number(value)}{ends} ms {self.where}"
+        ends = (low, high) if number(low) != number(high) else None
+        return f"{within(value, ends)} ms {self.where}"
 
 
 def best_speeds(

@@ -9,9 +9,22 @@ from exporters import Sources, Variant
 from pipeline.contract import Facts
 from pipeline.quantized import Calibration, Fused, Quantized
 from pipeline.records import Artifact, Checkpoint, InputSpec
+from tests.small_run import usual_run
 
 SIZE = 32
 LABELS = ("ant", "bee", "cicada", "dragonfly", "earwig")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The records of a small run."""
+    return usual_run(tmp_path / "records")
+
+
+@pytest.fixture
+def report(run):
+    """Its report."""
+    return run.report()
 
 
 @pytest.fixture(scope="session")

@@ -70,16 +70,6 @@ def change_of(found: Comparison, title: str) -> Change:
 
 
 @pytest.fixture
-def run(tmp_path):
-    return usual_run(tmp_path / "a")
-
-
-@pytest.fixture
-def report(run):
-    return run.report()
-
-
-@pytest.fixture
 def other(tmp_path):
     """A second run over the same test images: another student, int8 file and other settings."""
     run = usual_run(tmp_path / "b", seed=1)
@@ -202,7 +192,7 @@ def of_speed(report: Report, other: Report, p50: float, share: float | None) -> 
 
 
 def test_a_drift_of_the_host_is_no_difference_in_speed(report, other):
-    """Two runs timed the same file 0.94 to 1.08 times apart, however narrow their intervals."""
+    """Two runs time the same file differently, however narrow their intervals."""
     for ratio in (0.94, 1.05, 1.08):
         claim = of_speed(report, other, 1.3 * ratio, 1.001)
         assert "accurate, no certain difference in speed, " in claim

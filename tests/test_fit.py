@@ -29,6 +29,7 @@ from pipeline.records import Dataset, InputSpec, Split
 from pipeline.store import Store
 from tests.conftest import LABELS, SIZE
 from tests.signals import heed_interrupts
+from tests.test_fit_outcome import WORK
 
 ROOT = Path(__file__).parents[1]
 BOARD = "RB3 Gen 2"
@@ -106,16 +107,8 @@ def test_bounds_are_kept_or_broken_by_so_much():
 
 
 def test_sure_holds_the_interval_to_the_bound():
-    work = Workload(
-        dense_macs=3 * 10**8,
-        depthwise_macs=2 * 10**7,
-        parameters=3 * 10**6,
-        moved_elements=10**7,
-        peak_elements=10**6,
-        kernels=60,
-    )
     way, _ = phone.find(BOARD)
-    found = phone.predicted(work, "fp32", way)
+    found = phone.predicted(WORK, "fp32", way)
     between = (found.latency_ms + found.interval80[1]) / 2
     for sure, over in ((False, set()), (True, {"latency"})):
         asked = Budget(latency_ms=between, sure=sure)
@@ -217,8 +210,7 @@ def test_the_predicted_files_are_those_that_are_exported(subject, float_onnx, tm
     assert fp32.bytes == pytest.approx(float_onnx.path.stat().st_size, rel=0.01)
     assert fp16.bytes == pytest.approx(half.stat().st_size, rel=0.01)
     for file, path in ((fp32, float_onnx.path), (fp16, half)):
-        cost = graph_cost.cost(path)
-        memory = cost.parameter_bytes + cost.peak_activation_bytes
+        memory = graph_cost.cost(path).memory_bytes
         assert file.memory_bytes == pytest.approx(memory, rel=0.01)
     for name in ("dense_macs", "depthwise_macs", "moved_elements", "kernels"):
         assert getattr(fp32.work, name) == getattr(fp16.work, name) == getattr(real, name)

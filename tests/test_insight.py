@@ -9,14 +9,8 @@ from benchmarks.stats import paired_difference
 from pipeline import confidence, confusions, summary
 from pipeline.records import Measurement
 from pipeline.stages import report as pages
-from tests.small_run import usual_run
 
 ROLES = ("teacher", "baseline", "student")
-
-
-@pytest.fixture
-def run(tmp_path):
-    return usual_run(tmp_path / "records")
 
 
 def answers(run, name):

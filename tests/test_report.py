@@ -28,11 +28,6 @@ from tests.small_run import (
 EVIL = "<script>alert(1)</script>"
 
 
-@pytest.fixture
-def run(tmp_path):
-    return usual_run(tmp_path / "records")
-
-
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     return usual_run(tmp_path_factory.mktemp("records")).report()

@@ -11,12 +11,7 @@ from benchmarks.stats import paired_difference
 from pipeline import records, summary
 from pipeline.errors import StoreError
 from pipeline.records import Epoch, Measurement, Parity
-from tests.small_run import LABELS, SmallRun, run_of_seeds, usual_run
-
-
-@pytest.fixture
-def run(tmp_path):
-    return usual_run(tmp_path / "records")
+from tests.small_run import LABELS, SmallRun, run_of_seeds
 
 
 def test_names_of_the_schema_are_present(run):

@@ -1,11 +1,10 @@
 """The terminal tables of one run, and of all runs."""
 
-import pytest
 from rich.console import Console
 
 from pipeline import tables
 from pipeline.stages import report as pages
-from tests.small_run import rescued, run_of_seeds, skipped, studied, studied_run, usual_run
+from tests.small_run import rescued, run_of_seeds, skipped, studied, studied_run
 
 WIDTH = 100
 
@@ -15,16 +14,6 @@ def printed(renderable) -> str:
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
-
-
-@pytest.fixture
-def run(tmp_path):
-    return usual_run(tmp_path / "a")
-
-
-@pytest.fixture
-def report(run):
-    return run.report()
 
 
 def test_a_run_begins_with_what_to_ship_a_line_a_target(report):

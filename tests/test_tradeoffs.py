@@ -8,17 +8,7 @@ import pytest
 from benchmarks.predict import predict
 from benchmarks.published.fitting import workloads
 from pipeline import figures, on_device, tradeoffs
-from tests.small_run import HOST, usual_run
-
-
-@pytest.fixture
-def run(tmp_path):
-    return usual_run(tmp_path / "records")
-
-
-@pytest.fixture
-def report(run):
-    return run.report()
+from tests.small_run import HOST
 
 
 def drawn(figure):

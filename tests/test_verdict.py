@@ -6,17 +6,6 @@ from benchmarks.stats import PairedDifference
 from pipeline import comparing, verdict, wording
 from tests.small_run import SmallRun, run_of_seeds, usual_run
 
-
-@pytest.fixture
-def run(tmp_path):
-    return usual_run(tmp_path / "a")
-
-
-@pytest.fixture
-def report(run):
-    return run.report()
-
-
 # ---- numbers ----
 
 

@@ -158,12 +158,11 @@ def _count(subject: Subject, network: Network) -> Candidate:
                     continue
                 _saved(_dressed(_rounded(prepared, subject.dataset, network), facts, subject), path)
                 works[precision] = workload.of(path)
-            cost = graph_cost.cost(path)
             files.append(
                 File(
                     precision=precision,
                     bytes=path.stat().st_size,
-                    memory_bytes=cost.parameter_bytes + cost.peak_activation_bytes,
+                    memory_bytes=graph_cost.cost(path).memory_bytes,
                     work=works[precision],
                 )
             )

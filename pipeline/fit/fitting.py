@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.markup import escape
-
 from pipeline import config as settings
 from pipeline import flow, summary
 from pipeline.config import Config
@@ -23,7 +21,7 @@ from pipeline.fit.judging import judge
 from pipeline.fit.outcome import Fit, Row, Step
 from pipeline.fit.phone import Way
 from pipeline.fit.space import Network
-from pipeline.progress import console
+from pipeline.progress import say
 from pipeline.records import Checkpoint, Dataset
 from pipeline.store import Store
 
@@ -86,7 +84,7 @@ def _run(asked: Asked, runs: Path) -> Fit:
     """Part by part."""
     request = asked.request
     dataset = asked.config.data.run(asked.context)
-    _say("data", dataset.line)
+    say("data", "", dataset.line)
     fit, found = _search(asked, dataset)
     told = _write(fit, asked.folder)
     if not found.fitting:
@@ -119,7 +117,7 @@ def _search(asked: Asked, dataset: Dataset) -> tuple[Fit, search.Found]:
     found = search.search(question, subject)
     told = f"{len(found.looked)} of {len(tried.networks)} networks looked at for "
     told += f"{asked.way.title}: {len(found.fitting)} keep the budget"
-    _say("search", told, time.perf_counter() - since)
+    say("search", f"{time.perf_counter() - since:.1f} s", told)
     return _fit(asked, dataset, found, len(tried.networks)), found
 
 
@@ -157,12 +155,6 @@ def _check_precisions(subject: Subject, way: Way) -> None:
         )
 
 
-def _say(part: str, told: str, seconds: float | None = None) -> None:
-    took = "" if seconds is None else f"{seconds:.1f} s"
-    text = f"[bold]{part:9}[/][dim]{took:>13}[/]  {escape(told)}"
-    console.print(text, highlight=False, soft_wrap=True)
-
-
 def _teachers(
     asked: Asked, dataset: Dataset, sizes: set[int]
 ) -> dict[int, tuple[Dataset, Checkpoint]]:
@@ -173,7 +165,7 @@ def _teachers(
         if size != dataset.input.size:
             sized = _sized(asked, size).data.run(asked.context)
         teacher = asked.config.teach.run(asked.context, sized)
-        _say("teach", f"{size} px: {teacher.line}", teacher.seconds)
+        say("teach", f"{teacher.seconds:.1f} s", f"{size} px: {teacher.line}")
         found[size] = (sized, teacher)
     return found
 

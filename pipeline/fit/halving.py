@@ -20,7 +20,7 @@ from pipeline.errors import DivergedError
 from pipeline.fit import speed
 from pipeline.fit.search import Looked, front
 from pipeline.fit.space import Network
-from pipeline.progress import console
+from pipeline.progress import console, say
 from pipeline.records import Checkpoint, Dataset
 
 FRACTION = 8
@@ -170,9 +170,8 @@ def climb(
             one = _train(network, epochs, config, context, *data[network.size])
             top1[network] = one.val_top1
             trained.append(one)
-            text = f"[bold]fit      [/][dim]{one.seconds:11.1f} s[/]  {escape(network.title)}: "
-            text += f"validation {one.val_top1:.2%} after {epochs} epochs"
-            console.print(text, highlight=False, soft_wrap=True)
+            told = f"{network.title}: validation {one.val_top1:.2%} after {epochs} epochs"
+            say("fit", f"{one.seconds:.1f} s", told)
         # Of equals the one with more capacity has more to gain from more epochs.
         alive.sort(key=lambda each: (-top1[each.candidate.network], -each.candidate.capacity))
         alive = alive[: max(1, len(alive) // 2)]

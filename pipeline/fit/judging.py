@@ -30,8 +30,7 @@ def judge(network: Network, report: Report, folder: Path, way: Way, budget: Budg
         if row.top1 is None or row.top1_ci95 is None or row.n is None:
             continue
         work = workload.of(folder / (counted.path or ""))
-        cost = graph_cost.cost(folder / row.path)
-        memory = cost.parameter_bytes + cost.peak_activation_bytes
+        memory = graph_cost.cost(folder / row.path).memory_bytes
         found = phone.predicted(work, precision, way)
         size, right = row.bytes, (row.top1, row.top1_ci95, row.n)
         # Rows of float files on NPUs were run in half precision: such a file has 32 bits itself.

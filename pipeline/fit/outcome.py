@@ -11,7 +11,7 @@ from pydantic import Field
 
 from benchmarks.stats import Interval
 from pipeline.fit.budget import Budget
-from pipeline.fit.shots import Shot, best
+from pipeline.fit.shots import Shot, best, judged_ms
 from pipeline.fit.space import Network
 from pipeline.on_device import SIZES
 from pipeline.records import SCHEMA, Record
@@ -239,8 +239,7 @@ def _amount(shot: Shot, name: str, budget: Budget) -> str:
 
 def _cost(shot: Shot, name: str, budget: Budget) -> float:
     """What of `shot` is held against the bound called `name`."""
-    found = shot.prediction
-    latency = found.interval80[1] if budget.sure else found.latency_ms
+    latency = judged_ms(shot.prediction, budget)
     return {"latency": latency, "size": shot.bytes, "memory": shot.memory_bytes}[name]
 
 

@@ -1,7 +1,7 @@
 """ONNX files of untrained students, by torch's older exporter.
 
-The same operators with the same shapes in a twentieth of the time (0.2 instead of 6 s), and files
-of the same size to within a percent: enough to count, not to ship.
+The same operators with the same shapes in less than a twentieth of the time (MobileNetV2 ×0.5: 0.2
+instead of 5 to 6 s), and files of the same size to within a percent: enough to count, not to ship.
 """
 
 from __future__ import annotations

@@ -25,13 +25,12 @@ class Shot(Record):
         cls, precision: Precision, size: int, memory: int, found: Prediction, budget: Budget
     ) -> Self:
         """The file held against `budget`."""
-        latency = found.interval80[1] if budget.sure else found.latency_ms
         return cls(
             precision=precision,
             bytes=size,
             memory_bytes=memory,
             prediction=found,
-            over=budget.over(latency, size, memory),
+            over=budget.over(judged_ms(found, budget), size, memory),
         )
 
     @property
@@ -53,6 +52,11 @@ class Shot(Record):
             f"{number(high)}), {megabytes(self.bytes)} MB, "
             f"{number(self.memory_bytes / 1e6)} MB of memory"
         )
+
+
+def judged_ms(found: Prediction, budget: Budget) -> float:
+    """The latency held against the bound: the estimate, or the upper end of its 80 % interval."""
+    return found.interval80[1] if budget.sure else found.latency_ms
 
 
 def best(shots: Sequence[Shot]) -> Shot:
